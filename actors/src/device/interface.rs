@@ -1,0 +1,156 @@
+//! What role actors and an engine thread say to each other. Every channel that carries these is bounded.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use relevo_wire::{
+    BlockIndex, Epoch, GenerateRequest, Instant64, LayerIndex, LeaseId, RequestError, SequenceId, StreamEvent,
+};
+
+/// An order to a device. A handful for each request, none for each token.
+#[derive(Clone, Debug)]
+pub enum DeviceCommand {
+    /// From the PrefillActor: compute the context of `request` and its first token.
+    Prefill {
+        /// The sequence.
+        request: Arc<GenerateRequest>,
+        /// Who decodes it.
+        destination: Destination,
+    },
+    /// From the PrefillActor: the lease that [`DeviceEvent::LeaseWanted`] asked for.
+    UseLease {
+        /// The sequence.
+        sequence: SequenceId,
+        /// What the decode side granted.
+        lease: GrantedLease,
+    },
+    /// From the DecodeActor: reserve blocks for a sequence that is prefilled elsewhere.
+    Reserve {
+        /// Minted by the DecodeActor.
+        lease: LeaseId,
+        /// The sequence; its leading blocks may be cached here already.
+        request: Arc<GenerateRequest>,
+    },
+    /// From the DecodeActor: every block of the lease has arrived; decode from here on.
+    Commit {
+        /// The lease.
+        lease: LeaseId,
+        /// The token that prefill has drawn and emitted.
+        first_token: u32,
+    },
+    /// From the DecodeActor: the lease is over (expired, aborted, its writer died); nobody writes to its blocks any more.
+    Release {
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// From either: stop the sequence wherever it is and free what it holds.
+    Abort {
+        /// The sequence.
+        sequence: SequenceId,
+    },
+    /// Take nothing new, finish what runs, then stop the thread; what still runs at the deadline fails with `ShuttingDown`.
+    Drain {
+        /// When to give up.
+        deadline: Instant64,
+    },
+}
+
+/// Who decodes a sequence after its prefill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// The DecodeActor of the same device: the block table changes its owner, nothing is copied.
+    SamePool,
+    /// Another device: each layer's blocks are pushed under a lease.
+    Remote,
+}
+
+/// A lease as the decode side granted it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrantedLease {
+    /// Its id.
+    pub lease: LeaseId,
+    /// The granting device's epoch.
+    pub epoch: Epoch,
+    /// The granting device's blocks for the whole context, in order.
+    pub blocks: Vec<BlockIndex>,
+    /// Leading blocks that it holds already: not to be pushed.
+    pub num_present: u32,
+}
+
+/// News from a device to its role actors. A handful for each request, none for each token.
+#[derive(Clone, Debug)]
+pub enum DeviceEvent {
+    /// To the PrefillActor: the first chunk of this sequence is about to be scheduled; its destination is remote.
+    LeaseWanted {
+        /// The sequence.
+        sequence: SequenceId,
+    },
+    /// To the PrefillActor: blocks of one layer are final and must be pushed. They stay pinned while the bytes live.
+    LayerReady {
+        /// The sequence.
+        sequence: SequenceId,
+        /// Under which lease.
+        lease: LeaseId,
+        /// The layer.
+        layer: LayerIndex,
+        /// Index within the sequence of the first block.
+        first_block: u32,
+        /// The blocks' bytes, in order.
+        blocks: Vec<Bytes>,
+    },
+    /// To the PrefillActor: the context is computed, the first token is drawn and emitted, every [`DeviceEvent::LayerReady`] is out.
+    PrefillFinished {
+        /// The sequence.
+        sequence: SequenceId,
+        /// The token drawn.
+        first_token: u32,
+        /// It goes on decoding (false if that token ended it).
+        continues: bool,
+    },
+    /// To both actors of one device: the block table changed hands within the pool.
+    HandedOver {
+        /// The sequence.
+        sequence: SequenceId,
+    },
+    /// To the DecodeActor: answer to [`DeviceCommand::Reserve`].
+    Reserved {
+        /// What was reserved.
+        lease: GrantedLease,
+        /// For whom.
+        sequence: SequenceId,
+    },
+    /// To the DecodeActor: no room without eating into what running sequences will need.
+    Refused {
+        /// The lease asked for.
+        lease: LeaseId,
+        /// For whom.
+        sequence: SequenceId,
+    },
+    /// To the owner of the sequence: it is over here and its blocks are free.
+    Ended {
+        /// The sequence.
+        sequence: SequenceId,
+        /// How.
+        outcome: SequenceOutcome,
+    },
+    /// Drained.
+    Stopped,
+}
+
+/// How a sequence ended on a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SequenceOutcome {
+    /// Finished, told to the gateway.
+    Finished,
+    /// Aborted on request.
+    Aborted,
+    /// Failed, told to the gateway.
+    Failed(RequestError),
+}
+
+/// What one step produced for one gateway: one message, however many sequences.
+#[derive(Clone, Debug, Default)]
+pub struct TokenBatch {
+    /// In the order of the step's rows; several for one sequence stay in order.
+    pub events: Vec<(SequenceId, StreamEvent)>,
+}

@@ -1,0 +1,5 @@
+//! A device: its engine thread, the pure core that plans its steps, and its supervisor.
+
+mod interface;
+
+pub use interface::{Destination, DeviceCommand, DeviceEvent, GrantedLease, SequenceOutcome, TokenBatch};

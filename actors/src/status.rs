@@ -1,0 +1,90 @@
+//! What the cluster says of itself; the body of `relevo status --json`.
+
+use serde::{Deserialize, Serialize};
+
+/// A snapshot of the whole.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// Processes, this one first.
+    pub nodes: Vec<NodeStatus>,
+    /// The supervision tree, parents before children.
+    pub supervision: Vec<ActorStatus>,
+    /// Every bounded queue.
+    pub queues: Vec<QueueStatus>,
+}
+
+/// One process.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: String,
+    /// Its process id.
+    pub pid: u32,
+    /// `gateway`, `coordinator`, `prefill`, `decode`.
+    pub roles: Vec<String>,
+    /// Its devices.
+    pub devices: Vec<DeviceStatus>,
+}
+
+/// One device.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// Such as `cpu0`.
+    pub name: String,
+    /// Roles it plays.
+    pub roles: Vec<String>,
+    /// How often its pool was made anew.
+    pub epoch: u64,
+    /// Sequences in prefill or decode.
+    pub running_requests: u64,
+    /// Sequences that wait for their first chunk.
+    pub waiting_requests: u64,
+    /// Leases granted and not over.
+    pub leases: u64,
+    /// Blocks by state.
+    pub kv_blocks: KvBlocks,
+    /// Prompt tokens taken from the prefix cache, ever.
+    pub prefix_hit_tokens: u64,
+    /// Prompt tokens looked up, ever.
+    pub prefix_query_tokens: u64,
+    /// Steps done, ever.
+    pub steps: u64,
+}
+
+/// Blocks of a pool by state; they sum up to its size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvBlocks {
+    /// Hold nothing.
+    pub free: u64,
+    /// Hold a prefix that nobody uses now.
+    pub cached: u64,
+    /// Belong to sequences.
+    pub active: u64,
+    /// Reserved for blocks that come from elsewhere.
+    pub leased: u64,
+}
+
+/// One actor of the supervision tree.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ActorStatus {
+    /// Its name, unique in the process, such as `device-0/prefill`.
+    pub name: String,
+    /// Its parent's name; absent at the root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
+    /// `running` or `restarting`.
+    pub state: String,
+    /// Restarts since the process began.
+    pub restarts: u64,
+}
+
+/// One bounded queue.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct QueueStatus {
+    /// Its name, as in the metrics.
+    pub name: String,
+    /// Entries now.
+    pub depth: u64,
+    /// Entries at most.
+    pub capacity: u64,
+}

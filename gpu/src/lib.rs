@@ -1,0 +1,5 @@
+//! Where numbers are computed: weights, devices, kernels, the KV pool, the forward pass.
+
+pub mod compute;
+pub mod model;
+pub mod weights;

@@ -1,0 +1,2 @@
+//! relevo
+fn main() {}

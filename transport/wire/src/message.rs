@@ -1,0 +1,112 @@
+//! Frames of the data plane: an rkyv header, read in place after validation, then the KV blocks as they lie in the pool.
+
+use rkyv::rancor::Error as RkyvError;
+use rkyv::util::AlignedVec;
+
+use crate::{BlockIndex, Epoch, KvLayout, LayerIndex, LeaseId, SequenceId};
+
+/// Version of every frame; two that differ by more than one do not talk.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// Alignment that a received header must have to be read in place.
+pub const HEADER_ALIGN: usize = 16;
+
+/// Longest header that is accepted: 4096 block indices and the fixed part.
+pub const MAX_HEADER_BYTES: usize = 64 * 1024;
+
+/// Announces the blocks of one layer that follow it, in `blocks` order, each of `layout.layer_block_bytes()`.
+#[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct KvBlocksHeader {
+    /// [`PROTOCOL_VERSION`] of the sender.
+    pub protocol: u16,
+    /// The sequence that the blocks belong to.
+    pub sequence: SequenceId,
+    /// The lease they are pushed under.
+    pub lease: LeaseId,
+    /// The receiver's epoch when it granted the lease.
+    pub epoch: Epoch,
+    /// The layer.
+    pub layer: LayerIndex,
+    /// Index within the sequence of the first block.
+    pub first_block: u32,
+    /// The receiver's blocks that they go to, as granted.
+    pub blocks: Vec<BlockIndex>,
+    /// Shape of each block.
+    pub layout: KvLayout,
+    /// [`checksum`] of each block's bytes.
+    pub checksums: Vec<u32>,
+}
+
+/// CRC32C of a block's bytes: a rkyv header validates structure only, so the data needs a guard of its own.
+pub fn checksum(block: &[u8]) -> u32 {
+    crc32c::crc32c(block)
+}
+
+/// What is wrong with a frame. The peer's fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// Longer than [`MAX_HEADER_BYTES`].
+    #[error("a header of {byte_len} bytes, at most {MAX_HEADER_BYTES} are accepted")]
+    HeaderTooLong {
+        /// As announced.
+        byte_len: usize,
+    },
+    /// The bytes are no header.
+    #[error("the header is malformed: {0}")]
+    Malformed(String),
+    /// A protocol version that we do not speak.
+    #[error("protocol version {0}, expected {PROTOCOL_VERSION}")]
+    Protocol(u16),
+    /// Counts or lengths contradict each other.
+    #[error("{num_blocks} blocks, {num_checksums} checksums, {payload_bytes} payload bytes do not fit together")]
+    Inconsistent {
+        /// Block indices in the header.
+        num_blocks: usize,
+        /// Checksums in the header.
+        num_checksums: usize,
+        /// Bytes that came.
+        payload_bytes: usize,
+    },
+    /// A block's bytes are not those that were sent.
+    #[error("block {index} of the frame fails its checksum")]
+    Checksum {
+        /// Index within the frame.
+        index: usize,
+    },
+}
+
+impl KvBlocksHeader {
+    /// The header as bytes, aligned to [`HEADER_ALIGN`].
+    ///
+    /// # Errors
+    /// Our bug: a header that cannot be archived.
+    pub fn to_bytes(&self) -> Result<AlignedVec<HEADER_ALIGN>, FrameError> {
+        let mut bytes = AlignedVec::<HEADER_ALIGN>::new();
+        rkyv::api::high::to_bytes_in::<_, RkyvError>(self, &mut bytes)
+            .map_err(|error| FrameError::Malformed(error.to_string()))?;
+        Ok(bytes)
+    }
+
+    /// Reads a header in place. `bytes` must be aligned to [`HEADER_ALIGN`].
+    ///
+    /// # Errors
+    /// The peer's fault: too long, malformed, another protocol version, or counts that contradict each other.
+    pub fn access(bytes: &[u8]) -> Result<&ArchivedKvBlocksHeader, FrameError> {
+        if bytes.len() > MAX_HEADER_BYTES {
+            return Err(FrameError::HeaderTooLong { byte_len: bytes.len() });
+        }
+        let header = rkyv::access::<ArchivedKvBlocksHeader, RkyvError>(bytes)
+            .map_err(|error| FrameError::Malformed(error.to_string()))?;
+        if header.protocol.to_native() != PROTOCOL_VERSION {
+            return Err(FrameError::Protocol(header.protocol.to_native()));
+        }
+        if header.blocks.len() != header.checksums.len() {
+            return Err(FrameError::Inconsistent {
+                num_blocks: header.blocks.len(),
+                num_checksums: header.checksums.len(),
+                payload_bytes: 0,
+            });
+        }
+        Ok(header)
+    }
+}
