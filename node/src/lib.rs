@@ -1,0 +1,3 @@
+//! The modules of the `relevo` binary, as a library so that integration tests reach them.
+
+pub mod http;
