@@ -1,5 +1,6 @@
 //! Where numbers are computed: weights, devices, kernels, the KV pool, the forward pass.
 
 pub mod compute;
+pub mod cpu;
 pub mod model;
 pub mod weights;
