@@ -1,4 +1,9 @@
 //! What role actors and an engine thread say to each other. Every channel that carries these is bounded.
+//!
+//! **Invariant:** a sequence that a device took (by [`DeviceCommand::Prefill`] or [`DeviceCommand::Commit`]) ends with exactly one
+//! [`DeviceEvent::Ended`], its last event, unless the device stops ([`DeviceEvent::Faulted`]) before. A lease asked for by
+//! [`DeviceCommand::Reserve`] is answered once, and what was reserved goes back by [`DeviceCommand::Commit`] or
+//! [`DeviceCommand::Release`] alone: an abort or a deadline of the sequence does not touch blocks that somebody may be writing to.
 
 use std::sync::Arc;
 
@@ -17,7 +22,8 @@ pub enum DeviceCommand {
         /// Who decodes it.
         destination: Destination,
     },
-    /// From the PrefillActor: the lease that [`DeviceEvent::LeaseWanted`] asked for.
+    /// From the PrefillActor: the lease that [`DeviceEvent::LeaseWanted`] asked for. A refusal is answered by the lease of
+    /// another device, or by [`DeviceCommand::Abort`].
     UseLease {
         /// The sequence.
         sequence: SequenceId,
@@ -37,22 +43,40 @@ pub enum DeviceCommand {
         lease: LeaseId,
         /// The token that prefill has drawn and emitted.
         first_token: u32,
+        /// Prompt tokens that prefill took from its prefix cache, as [`DeviceEvent::PrefillFinished`] said.
+        cached_tokens: u32,
     },
     /// From the DecodeActor: the lease is over (expired, aborted, its writer died); nobody writes to its blocks any more.
     Release {
         /// The lease.
         lease: LeaseId,
     },
-    /// From either: stop the sequence wherever it is and free what it holds.
+    /// From either: stop the sequence wherever it is and free what it holds (a lease waits for its own [`DeviceCommand::Release`]).
+    /// Unknown sequences are ignored: they may have ended while the order was on its way.
     Abort {
         /// The sequence.
         sequence: SequenceId,
+    },
+    /// From the supervisor: the role's actor is gone; abort every sequence that it owns. With [`DeviceRole::Decode`], leases are
+    /// released too: the supervisor has made sure that no writer is left.
+    AbortAll {
+        /// Whose.
+        role: DeviceRole,
     },
     /// Take nothing new, finish what runs, then stop the thread; what still runs at the deadline fails with `ShuttingDown`.
     Drain {
         /// When to give up.
         deadline: Instant64,
     },
+}
+
+/// What a device does for a sequence; its actor of that role owns it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeviceRole {
+    /// It computes the context and the first token.
+    Prefill,
+    /// It draws the tokens after the first.
+    Decode,
 }
 
 /// Who decodes a sequence after its prefill.
@@ -102,12 +126,14 @@ pub enum DeviceEvent {
     PrefillFinished {
         /// The sequence.
         sequence: SequenceId,
-        /// The token drawn.
-        first_token: u32,
-        /// It goes on decoding (false if that token ended it).
+        /// The token drawn; `None` if `max_tokens` was 0.
+        first_token: Option<u32>,
+        /// It goes on decoding (false if that token ended it, or none was wanted: then it was told to the gateway).
         continues: bool,
+        /// Prompt tokens taken from the prefix cache.
+        cached_tokens: u32,
     },
-    /// To both actors of one device: the block table changed hands within the pool.
+    /// To both actors of one device: the block table changed hands within the pool; from here on the DecodeActor owns the sequence.
     HandedOver {
         /// The sequence.
         sequence: SequenceId,
@@ -126,15 +152,44 @@ pub enum DeviceEvent {
         /// For whom.
         sequence: SequenceId,
     },
-    /// To the owner of the sequence: it is over here and its blocks are free.
+    /// To the DecodeActor: a [`DeviceCommand::Commit`] named a lease that is not, or no longer, in force. Nothing was done.
+    LeaseGone {
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// To the owner of the sequence: it is over here and its blocks are free (or cached).
     Ended {
         /// The sequence.
         sequence: SequenceId,
+        /// Whose actor owned it.
+        role: DeviceRole,
         /// How.
         outcome: SequenceOutcome,
     },
-    /// Drained.
+    /// Drained: the thread ends.
     Stopped,
+    /// To the supervisor: the step panicked or the device failed. The pool of this epoch is void, every sequence and lease in it is
+    /// lost without a further event, and the thread ends.
+    Faulted {
+        /// The epoch that ended.
+        epoch: Epoch,
+        /// The sequences that the failed step ran, in row order: those that may be poison.
+        stepping: Vec<SequenceId>,
+        /// What happened, for the log.
+        reason: String,
+    },
+}
+
+impl DeviceEvent {
+    /// Whose actor wants to know; `None` for the supervisor's, and for [`DeviceEvent::HandedOver`], which goes to both.
+    pub fn role(&self) -> Option<DeviceRole> {
+        match self {
+            Self::LeaseWanted { .. } | Self::LayerReady { .. } | Self::PrefillFinished { .. } => Some(DeviceRole::Prefill),
+            Self::Reserved { .. } | Self::Refused { .. } | Self::LeaseGone { .. } => Some(DeviceRole::Decode),
+            Self::Ended { role, .. } => Some(*role),
+            Self::HandedOver { .. } | Self::Stopped | Self::Faulted { .. } => None,
+        }
+    }
 }
 
 /// How a sequence ended on a device.
@@ -142,6 +197,8 @@ pub enum DeviceEvent {
 pub enum SequenceOutcome {
     /// Finished, told to the gateway.
     Finished,
+    /// Its context went to another device, which decodes it; [`DeviceEvent::PrefillFinished`] came before. Its blocks stay cached here.
+    Pushed,
     /// Aborted on request.
     Aborted,
     /// Failed, told to the gateway.

@@ -2,4 +2,6 @@
 
 mod interface;
 
-pub use interface::{Destination, DeviceCommand, DeviceEvent, GrantedLease, SequenceOutcome, TokenBatch};
+pub use interface::{
+    Destination, DeviceCommand, DeviceEvent, DeviceRole, GrantedLease, SequenceOutcome, TokenBatch,
+};

@@ -48,6 +48,14 @@ pub trait StepModel: Send {
 
     /// Gives up a step in flight, if there is one. Blocks it wrote to hold garbage beyond what was final before.
     fn abandon_step(&mut self);
+
+    /// After a fault: gives up the step in flight and puts a fresh KV pool of the same size in the place of the old one, whose memory
+    /// lives on as long as somebody holds [`StepModel::kv_memory`] or bytes of it. The weights stay. The engine calls it on the thread
+    /// that begins the next epoch, before its first step, and asks for [`StepModel::kv_memory`] again.
+    ///
+    /// # Errors
+    /// The device failed for good, or memory is short.
+    fn reset(&mut self) -> Result<(), ComputeError>;
 }
 
 /// Where a step stands.
