@@ -6,11 +6,16 @@
 //! [`DeviceCommand::Release`] alone: an abort or a deadline of the sequence does not touch blocks that somebody may be writing to.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
+use relevo_gpu::model::StepModel;
 use relevo_wire::{
-    BlockIndex, Epoch, GenerateRequest, Instant64, LayerIndex, LeaseId, RequestError, SequenceId, StreamEvent,
+    BlockIndex, DeviceId, Epoch, GenerateRequest, Instant64, LayerIndex, LeaseId, RequestError, SequenceId, StreamEvent,
 };
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::status::KvBlocks;
 
 /// An order to a device. A handful for each request, none for each token.
 #[derive(Clone, Debug)]
@@ -63,6 +68,12 @@ pub enum DeviceCommand {
         /// Whose.
         role: DeviceRole,
     },
+    /// From the DeviceSupervisor, after the role's actor died: abort every sequence (and forget every prefill) in that role's hands, each with
+    /// its [`DeviceEvent::Ended`]. Leases stay: each one gets a [`DeviceCommand::Release`] of its own once its writer is gone.
+    AbortRole {
+        /// Whose.
+        role: Role,
+    },
     /// Take nothing new, finish what runs, then stop the thread; what still runs at the deadline fails with `ShuttingDown`.
     Drain {
         /// When to give up.
@@ -76,6 +87,16 @@ pub enum DeviceRole {
     /// It computes the context and the first token.
     Prefill,
     /// It draws the tokens after the first.
+    Decode,
+}
+
+/// What a device does for the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Runs prompts up to their first token.
+    Prefill,
+    /// Generates the tokens after it.
     Decode,
 }
 
@@ -184,7 +205,9 @@ impl DeviceEvent {
     /// Whose actor wants to know; `None` for the supervisor's, and for [`DeviceEvent::HandedOver`], which goes to both.
     pub fn role(&self) -> Option<DeviceRole> {
         match self {
-            Self::LeaseWanted { .. } | Self::LayerReady { .. } | Self::PrefillFinished { .. } => Some(DeviceRole::Prefill),
+            Self::LeaseWanted { .. } | Self::LayerReady { .. } | Self::PrefillFinished { .. } => {
+                Some(DeviceRole::Prefill)
+            }
             Self::Reserved { .. } | Self::Refused { .. } | Self::LeaseGone { .. } => Some(DeviceRole::Decode),
             Self::Ended { role, .. } => Some(*role),
             Self::HandedOver { .. } | Self::Stopped | Self::Faulted { .. } => None,
@@ -210,4 +233,71 @@ pub enum SequenceOutcome {
 pub struct TokenBatch {
     /// In the order of the step's rows; several for one sequence stay in order.
     pub events: Vec<(SequenceId, StreamEvent)>,
+}
+
+/// What `start_engine(ports, limits)` takes to start an engine thread. Its supervisor holds the other ends.
+///
+/// The engine never waits for the runtime: it keeps what a full `events` or `tokens` channel does not take, and pauses prefill while that is
+/// more than a step's worth.
+pub struct EnginePorts {
+    /// The device.
+    pub device: DeviceId,
+    /// The pool starts empty in this epoch; every [`GrantedLease`] carries it.
+    pub epoch: Epoch,
+    /// The model, with no step in flight.
+    pub model: Box<dyn StepModel>,
+    /// Orders. Closed: stop at once, as after [`DeviceCommand::Drain`] with a deadline that has passed.
+    pub commands: mpsc::Receiver<DeviceCommand>,
+    /// News for the role actors.
+    pub events: mpsc::Sender<DeviceEvent>,
+    /// Tokens for the gateway: shared by all devices of a process, so that a sequence's tokens arrive in the order of their cause.
+    pub tokens: mpsc::Sender<TokenBatch>,
+    /// Grows with every layer computed and every idle wake-up; shows that the thread lives.
+    pub progress: Arc<AtomicU64>,
+    /// What the engine says of itself, after each step.
+    pub stats: watch::Sender<EngineStats>,
+    /// Sent when the thread ends, however it ends (also by a panic, which it catches).
+    pub exited: oneshot::Sender<EngineExit>,
+}
+
+/// A snapshot of an engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineStats {
+    /// Steps done since the epoch began.
+    pub steps: u64,
+    /// Sequences that have been scheduled and are not over.
+    pub running: u64,
+    /// Sequences that wait for their first chunk.
+    pub waiting: u64,
+    /// Leases reserved and neither committed nor released.
+    pub leases: u64,
+    /// Blocks by state.
+    pub kv_blocks: KvBlocks,
+    /// Prompt tokens taken from the prefix cache, since the epoch began.
+    pub prefix_hit_tokens: u64,
+    /// Prompt tokens looked up, since the epoch began.
+    pub prefix_query_tokens: u64,
+    /// Something is left to be stepped: progress must be seen.
+    pub busy: bool,
+}
+
+/// How an engine thread ended.
+pub struct EngineExit {
+    /// The model, abandoned step and all; absent if it cannot be trusted any more.
+    pub model: Option<Box<dyn StepModel>>,
+    /// Why.
+    pub cause: EngineExitCause,
+    /// The sequences of the step that was in flight: one of them may be the reason.
+    pub stepping: Vec<SequenceId>,
+}
+
+/// Why an engine thread ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EngineExitCause {
+    /// It was drained, or its commands were closed.
+    Stopped,
+    /// It panicked, saying this.
+    Panicked(String),
+    /// The device failed, saying this.
+    Failed(String),
 }

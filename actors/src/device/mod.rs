@@ -3,5 +3,6 @@
 mod interface;
 
 pub use interface::{
-    Destination, DeviceCommand, DeviceEvent, DeviceRole, GrantedLease, SequenceOutcome, TokenBatch,
+    Destination, DeviceCommand, DeviceEvent, EngineExit, EngineExitCause, EnginePorts, EngineStats, GrantedLease, Role,
+    SequenceOutcome, TokenBatch,
 };
