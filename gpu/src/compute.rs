@@ -8,8 +8,11 @@
 //! **Invariant:** for a CPU device a row's numbers depend on that row alone (its tokens before it, its weights): not on the other rows of the
 //! step, the number of threads, or the instruction set.
 
+use std::sync::Arc;
+
 use relevo_wire::{BlockIndex, KvLayout, LayerIndex, Numerics, SamplingParams, TokenId, TokenLogprobs};
 
+use crate::model::KvMemory;
 use crate::weights::TensorView;
 
 /// One device with one stream of work.
@@ -20,8 +23,8 @@ pub trait Compute: Send {
     type Matrix: Send + Sync;
     /// A vector of f32 parameters (norm weights, biases, rope frequencies).
     type Vector: Send + Sync;
-    /// The paged KV memory of this device.
-    type KvPool: Send + Sync;
+    /// The paged KV memory of this device, shared with those who move its blocks.
+    type KvPool: KvMemory + 'static;
     /// A [`StepPlan`] in device memory.
     type Step: Send;
 
@@ -58,7 +61,7 @@ pub trait Compute: Send {
     ///
     /// # Errors
     /// Transient if memory is short.
-    fn alloc_kv_pool(&mut self, layout: KvLayout, num_blocks: usize) -> Result<Self::KvPool, ComputeError>;
+    fn alloc_kv_pool(&mut self, layout: KvLayout, num_blocks: usize) -> Result<Arc<Self::KvPool>, ComputeError>;
 
     /// Uploads what a step works on; the only host-to-device copy of a step.
     ///

@@ -3,15 +3,15 @@
 //! A kernel is a generic `#[inline(always)]` function over [`Lanes`]; [`multiversion`] makes it into one function for each [`Isa`](super::Isa), with
 //! the features enabled, and a dispatch over them. Every operation is exactly rounded (IEEE 754) or moves bits, so all three give the same ones.
 //!
-//! **Invariant:** the types of [`x86`] are named by [`multiversion`] alone, whose wrappers run only where the processor has the instructions.
+//! **Invariant:** the types of [`x86_lanes`] are named by [`multiversion`] alone, whose wrappers run only where the processor has the instructions.
 
-mod portable;
+mod portable_lanes;
 #[cfg(target_arch = "x86_64")]
-mod x86;
+mod x86_lanes;
 
-pub(crate) use portable::Portable;
+pub(crate) use portable_lanes::Portable;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Avx2, Avx512};
+pub(crate) use x86_lanes::{Avx2, Avx512};
 
 use half::f16;
 
