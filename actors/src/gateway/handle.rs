@@ -1,5 +1,6 @@
 //! How the HTTP side hands a sequence to the actors and reads its stream.
 
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use relevo_wire::{GenerateRequest, RequestError, StreamEvent};
@@ -61,5 +62,10 @@ impl SequenceStream {
     /// The next event; `None` after the last one, or if the stream was cut.
     pub async fn next(&mut self) -> Option<StreamEvent> {
         self.events.recv().await
+    }
+
+    /// As [`SequenceStream::next`], for one who waits for many streams at once.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<StreamEvent>> {
+        self.events.poll_recv(context)
     }
 }

@@ -1,1 +1,23 @@
 //! The HTTP gateway: an OpenAI-compatible API over the cluster.
+//!
+//! **Invariant:** every failure leaves as OpenAI's error object, and every route declares the role it needs.
+//!
+//! **Invariant:** text exists only here. Requests go to the cluster as token ids and come back as token ids.
+
+mod access;
+mod answer;
+mod error;
+mod guard;
+mod mint;
+mod models;
+mod operations;
+mod options;
+mod routes;
+mod server;
+mod service;
+mod socket;
+
+pub use access::{ApiKeys, KeyFileError};
+pub use options::{HttpOptions, Limits};
+pub use server::{ServeError, bind, check_listen_address, serve};
+pub use service::{Backend, ServedModel, Service, StatusReader};

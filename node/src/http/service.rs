@@ -1,0 +1,120 @@
+//! What the handlers share: the options, the way into the cluster, and the model that it serves.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use relevo_actors::gateway::Gateway;
+use relevo_actors::status::ClusterStatus;
+use relevo_wire::TokenId;
+use tokio_util::sync::CancellationToken;
+
+use super::HttpOptions;
+use super::error::ApiError;
+use super::mint::Mint;
+
+/// Reads the cluster's status.
+pub type StatusReader = Box<dyn Fn() -> Pin<Box<dyn Future<Output = ClusterStatus> + Send>> + Send + Sync>;
+
+/// What the HTTP gateway serves. It may be shared with [`super::serve`] before there is a model: `/ready` says 503 until
+/// [`Service::open`].
+pub struct Service {
+    pub(super) options: HttpOptions,
+    pub(super) mint: Mint,
+    /// Cancelled when open answers must end now.
+    pub(super) closing: CancellationToken,
+    render_metrics: Box<dyn Fn() -> String + Send + Sync>,
+    backend: OnceLock<Backend>,
+    draining: AtomicBool,
+}
+
+/// The cluster and its model.
+pub struct Backend {
+    /// The way into the cluster.
+    pub gateway: Gateway,
+    /// What it serves.
+    pub model: ServedModel,
+    /// What it says of itself.
+    pub status: StatusReader,
+}
+
+/// A model as clients see it.
+#[derive(Debug)]
+pub struct ServedModel {
+    /// The names that it is served under, the one that answers carry first; never empty.
+    pub names: Vec<String>,
+    /// Seconds since 1970 at which it was loaded.
+    pub created: u64,
+    /// Most tokens of prompt and answer together.
+    pub max_context: usize,
+    /// Token ids are below this.
+    pub vocab_size: u32,
+    /// Ids that end a generation.
+    pub end_ids: Arc<[TokenId]>,
+}
+
+impl Service {
+    /// A service without a model yet. `render_metrics` gives the text of `/metrics`.
+    pub fn new(options: HttpOptions, render_metrics: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        Self {
+            options,
+            mint: Mint::new(),
+            closing: CancellationToken::new(),
+            render_metrics: Box::new(render_metrics),
+            backend: OnceLock::new(),
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// Begins to serve; a second call changes nothing.
+    pub fn open(&self, backend: Backend) {
+        // A second call would be a bug of ours that harms nobody.
+        let _ = self.backend.set(backend);
+    }
+
+    /// Takes nothing new from now on.
+    pub(super) fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// The cluster and its model.
+    pub(super) fn backend(&self) -> Result<&Backend, ApiError> {
+        if self.draining.load(Ordering::Acquire) {
+            return Err(ApiError::shutting_down());
+        }
+        self.backend.get().ok_or_else(ApiError::not_ready)
+    }
+
+    pub(super) fn render_metrics(&self) -> String {
+        (self.render_metrics)()
+    }
+}
+
+impl ServedModel {
+    /// Whether a request that names `name` (or nothing) means this model.
+    pub(super) fn check_name(&self, name: Option<&str>) -> Result<(), ApiError> {
+        match name {
+            Some(name) if !self.names.iter().any(|known| known == name) => Err(ApiError::unknown_model(name)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The name that answers carry.
+    pub(super) fn name(&self) -> &str {
+        self.names.first().map_or("", String::as_str)
+    }
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backend").field("model", &self.model).finish_non_exhaustive()
+    }
+}
