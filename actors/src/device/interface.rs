@@ -68,12 +68,6 @@ pub enum DeviceCommand {
         /// Whose.
         role: DeviceRole,
     },
-    /// From the DeviceSupervisor, after the role's actor died: abort every sequence (and forget every prefill) in that role's hands, each with
-    /// its [`DeviceEvent::Ended`]. Leases stay: each one gets a [`DeviceCommand::Release`] of its own once its writer is gone.
-    AbortRole {
-        /// Whose.
-        role: Role,
-    },
     /// Take nothing new, finish what runs, then stop the thread; what still runs at the deadline fails with `ShuttingDown`.
     Drain {
         /// When to give up.
@@ -82,21 +76,12 @@ pub enum DeviceCommand {
 }
 
 /// What a device does for a sequence; its actor of that role owns it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum DeviceRole {
     /// It computes the context and the first token.
     Prefill,
     /// It draws the tokens after the first.
-    Decode,
-}
-
-/// What a device does for the cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Runs prompts up to their first token.
-    Prefill,
-    /// Generates the tokens after it.
     Decode,
 }
 
@@ -244,7 +229,7 @@ pub struct EnginePorts {
     pub device: DeviceId,
     /// The pool starts empty in this epoch; every [`GrantedLease`] carries it.
     pub epoch: Epoch,
-    /// The model, with no step in flight.
+    /// The model. After the first epoch the thread resets it ([`StepModel::reset`]) before its first step.
     pub model: Box<dyn StepModel>,
     /// Orders. Closed: stop at once, as after [`DeviceCommand::Drain`] with a deadline that has passed.
     pub commands: mpsc::Receiver<DeviceCommand>,
@@ -256,7 +241,7 @@ pub struct EnginePorts {
     pub progress: Arc<AtomicU64>,
     /// What the engine says of itself, after each step.
     pub stats: watch::Sender<EngineStats>,
-    /// Sent when the thread ends, however it ends (also by a panic, which it catches).
+    /// Sent when the thread ends, however it ends (also by a panic, which it catches), as the last thing it does.
     pub exited: oneshot::Sender<EngineExit>,
 }
 
@@ -281,23 +266,8 @@ pub struct EngineStats {
     pub busy: bool,
 }
 
-/// How an engine thread ended.
+/// What an engine thread leaves behind, after [`DeviceEvent::Stopped`] or [`DeviceEvent::Faulted`].
 pub struct EngineExit {
-    /// The model, abandoned step and all; absent if it cannot be trusted any more.
+    /// The model with its weights, for the next epoch; absent if it cannot be trusted any more.
     pub model: Option<Box<dyn StepModel>>,
-    /// Why.
-    pub cause: EngineExitCause,
-    /// The sequences of the step that was in flight: one of them may be the reason.
-    pub stepping: Vec<SequenceId>,
-}
-
-/// Why an engine thread ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EngineExitCause {
-    /// It was drained, or its commands were closed.
-    Stopped,
-    /// It panicked, saying this.
-    Panicked(String),
-    /// The device failed, saying this.
-    Failed(String),
 }

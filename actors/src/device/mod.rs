@@ -3,6 +3,6 @@
 mod interface;
 
 pub use interface::{
-    Destination, DeviceCommand, DeviceEvent, EngineExit, EngineExitCause, EnginePorts, EngineStats, GrantedLease, Role,
+    Destination, DeviceCommand, DeviceEvent, DeviceRole, EngineExit, EnginePorts, EngineStats, GrantedLease,
     SequenceOutcome, TokenBatch,
 };
