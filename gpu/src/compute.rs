@@ -202,7 +202,7 @@ pub struct Piece<'a> {
 }
 
 /// A row whose logits are wanted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct OutputRow<'a> {
     /// Index into the piece's `tokens`.
     pub row: usize,
@@ -212,6 +212,8 @@ pub struct OutputRow<'a> {
     pub target: Option<TokenId>,
     /// Log-probabilities of this many of the most likely tokens.
     pub top_logprobs: Option<u8>,
+    /// The raw logits themselves: a vocabulary of numbers for each row, so for tests and measurements only.
+    pub logits: bool,
 }
 
 /// How a row's next token is drawn.
@@ -230,12 +232,14 @@ pub struct SampleRow<'a> {
 }
 
 /// What came out of one output row.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct RowOutput {
     /// The token drawn, if one was asked for.
     pub token: Option<TokenId>,
-    /// Log-probabilities (of the drawn token, or of the target), if asked for.
+    /// Log-probabilities (of the target, or else of the drawn token), if a target or [`OutputRow::top_logprobs`] was given.
     pub logprobs: Option<TokenLogprobs>,
+    /// The raw logits, `[vocab]`, if asked for.
+    pub logits: Option<Vec<f32>>,
 }
 
 /// Why a device could not do as told.

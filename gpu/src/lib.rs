@@ -3,4 +3,5 @@
 pub mod compute;
 pub mod cpu;
 pub mod model;
+pub mod sampling;
 pub mod weights;

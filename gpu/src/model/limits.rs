@@ -124,7 +124,7 @@ mod tests {
     fn a_plan_within_the_limits_passes() {
         let table = [BlockIndex(3), BlockIndex(1)];
         let mut good = piece(&[1, 9], 15, &table);
-        good.outputs.push(OutputRow { row: 1, sample: None, target: Some(9), top_logprobs: None });
+        good.outputs.push(OutputRow { row: 1, target: Some(9), ..OutputRow::default() });
         LIMITS.check(&StepPlan { pieces: vec![good] }).unwrap();
     }
 
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn output_rows_are_in_range_and_ascending() {
         let table = [BlockIndex(0)];
-        let output = |row, target| OutputRow { row, sample: None, target, top_logprobs: None };
+        let output = |row, target| OutputRow { row, target, ..OutputRow::default() };
         for (outputs, expected) in [
             (vec![output(2, None)], "output row 2"),
             (vec![output(1, None), output(1, None)], "output row 1 after 2"),

@@ -8,12 +8,13 @@
 
 use std::sync::Arc;
 
-use relevo_wire::{BLOCK_TOKENS, BlockIndex, ElementType, KvLayout, LayerIndex, TokenId, TokenLogprobs};
+use relevo_wire::{BLOCK_TOKENS, BlockIndex, ElementType, KvLayout, LayerIndex};
 
 use super::limits::StepLimits;
 use super::scripted_kv::ScriptedKv;
 use super::step::{KvMemory, Progress, StepModel};
-use crate::compute::{ComputeError, OutputRow, RowOutput, StepPlan};
+use crate::compute::{ComputeError, RowOutput, StepPlan};
+use crate::sampling::{RowRequest, Scratch, sample_row};
 
 /// Shape and bounds of a [`ScriptedModel`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub struct ScriptedModel {
     limits: StepLimits,
     kv: Arc<ScriptedKv>,
     hook: Option<StepHook>,
+    logits: Vec<f32>,
+    scratch: Scratch,
     num_steps: u64,
     step: Option<RunningStep>,
 }
@@ -74,20 +77,8 @@ struct RunningPiece {
     block_table: Vec<BlockIndex>,
     /// The residual stream: one word a row.
     rows: Vec<u64>,
-    outputs: Vec<Output>,
-}
-
-struct Output {
-    row: usize,
-    draw: Option<Draw>,
-    target: Option<TokenId>,
-    top_logprobs: Option<u8>,
-}
-
-struct Draw {
-    /// Of (seed, choice) if the temperature is above 0.
-    salt: u64,
-    banned: Vec<TokenId>,
+    /// Rows whose logits are wanted.
+    outputs: Vec<(usize, RowRequest)>,
 }
 
 impl ScriptedModel {
@@ -108,7 +99,7 @@ impl ScriptedModel {
             vocab_size: options.vocab_size as usize,
         };
         let kv = Arc::new(ScriptedKv::new(layout, options.num_blocks));
-        Self { limits, kv, hook: None, num_steps: 0, step: None }
+        Self { limits, kv, hook: None, logits: Vec::new(), scratch: Scratch::default(), num_steps: 0, step: None }
     }
 
     /// The same, with a hook that sees each step.
@@ -140,36 +131,18 @@ impl ScriptedModel {
         Ok(())
     }
 
-    fn draw_outputs(&self, pieces: &[RunningPiece]) -> Vec<RowOutput> {
-        let draw = |piece: &RunningPiece, output: &Output| {
-            let position = piece.start + output.row;
-            self.row_output(piece.rows[output.row], position, output)
-        };
-        pieces.iter().flat_map(|piece| piece.outputs.iter().map(move |output| draw(piece, output))).collect()
-    }
-
-    fn row_output(&self, word: u64, position: usize, output: &Output) -> RowOutput {
-        let vocab_size = self.limits.vocab_size as u64;
-        let token = output.draw.as_ref().map(|draw| {
-            let mut word = if draw.salt == 0 { word } else { mix(mix(word, draw.salt), position as u64) };
-            while draw.banned.contains(&((word % vocab_size) as TokenId)) {
-                word = mix(word, 1);
+    /// Logits that each row's word makes up, and what the sampler that real models use does with them.
+    fn draw_outputs(&mut self, pieces: &[RunningPiece]) -> Vec<RowOutput> {
+        let mut outputs = Vec::new();
+        for piece in pieces {
+            for (row, request) in &piece.outputs {
+                let word = piece.rows[*row];
+                self.logits.clear();
+                self.logits.extend((0..self.limits.vocab_size as u64).map(|token| logit(mix(word, token))));
+                outputs.push(sample_row(&mut self.logits, request, &mut self.scratch));
             }
-            (word % vocab_size) as TokenId
-        });
-        let wanted = output.target.or(token);
-        let logprobs = wanted.zip(output.top_logprobs).map(|(token, num_top)| self.logprobs(word, token, num_top));
-        RowOutput { token, logprobs }
-    }
-
-    /// Made-up log-probabilities that are consistent in themselves: the n-th most likely token has probability 2^-(n+1).
-    fn logprobs(&self, word: u64, token: TokenId, num_top: u8) -> TokenLogprobs {
-        let vocab_size = self.limits.vocab_size as u64;
-        let by_rank = |rank: u64| ((word % vocab_size + rank) % vocab_size) as TokenId;
-        let logprob = |rank: u64| -(rank as f32 + 1.0) * std::f32::consts::LN_2;
-        let rank = (u64::from(token) + vocab_size - word % vocab_size) % vocab_size;
-        let top = (0..u64::from(num_top).min(vocab_size)).map(|rank| (by_rank(rank), logprob(rank))).collect();
-        TokenLogprobs { token, logprob: logprob(rank), rank: rank as u32, top }
+        }
+        outputs
     }
 }
 
@@ -209,7 +182,7 @@ impl StepModel for ScriptedModel {
                 start: piece.start,
                 block_table: piece.block_table.to_vec(),
                 rows: piece.tokens.iter().map(|token| mix(0, u64::from(*token))).collect(),
-                outputs: piece.outputs.iter().map(Output::new).collect(),
+                outputs: piece.outputs.iter().map(|output| (output.row, RowRequest::new(output))).collect(),
             })
             .collect();
         self.step = Some(RunningStep { pieces, next_layer: 0, fault, outputs: Vec::new(), is_done: false });
@@ -254,17 +227,6 @@ impl StepModel for ScriptedModel {
     }
 }
 
-impl Output {
-    fn new(output: &OutputRow<'_>) -> Self {
-        let draw = output.sample.as_ref().map(|sample| {
-            let is_greedy = sample.params.temperature == 0.0;
-            let salt = if is_greedy { 0 } else { mix(sample.params.seed, u64::from(sample.choice)) | 1 };
-            Draw { salt, banned: sample.banned.to_vec() }
-        });
-        Self { row: output.row, draw, target: output.target, top_logprobs: output.top_logprobs }
-    }
-}
-
 impl Fault {
     #[expect(clippy::panic, reason = "breaking the engine's thread is what this fault is for")]
     fn strike(self, layer: LayerIndex) -> Result<(), ComputeError> {
@@ -282,6 +244,11 @@ const fn mix(a: u64, b: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
+}
+
+/// A number in [0, 16) of a word: the best of a vocabulary leads by about as much as a real model's.
+fn logit(word: u64) -> f32 {
+    (word >> 40) as f32 * (16.0 / (1 << 24) as f32)
 }
 
 #[cfg(test)]

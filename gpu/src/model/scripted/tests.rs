@@ -1,9 +1,9 @@
 //! The scripted model through its public surface.
 
-use relevo_wire::{SamplingParams, blocks_for_tokens};
+use relevo_wire::{SamplingParams, TokenId, blocks_for_tokens};
 
 use super::*;
-use crate::compute::{Piece, SampleRow};
+use crate::compute::{OutputRow, Piece, SampleRow};
 
 const PROMPT: [TokenId; 40] = {
     let mut prompt = [0; 40];
@@ -45,7 +45,7 @@ fn next_token(
     table: &[BlockIndex],
     params: &SamplingParams,
 ) -> TokenId {
-    let output = OutputRow { row: tokens.len() - 1, sample: sample(params), target: None, top_logprobs: None };
+    let output = OutputRow { row: tokens.len() - 1, sample: sample(params), ..OutputRow::default() };
     let piece = Piece { tokens, start, block_table: table, outputs: vec![output] };
     run(model, &StepPlan { pieces: vec![piece] })[0].token.unwrap()
 }
@@ -159,7 +159,7 @@ fn targets_and_top_tokens_come_with_log_probabilities() {
     let mut model = model();
     let table = blocks(0, 40);
     let outputs = (0..39)
-        .map(|row| OutputRow { row, sample: None, target: Some(PROMPT[row + 1]), top_logprobs: Some(3) })
+        .map(|row| OutputRow { row, target: Some(PROMPT[row + 1]), top_logprobs: Some(3), ..OutputRow::default() })
         .collect();
     let piece = Piece { tokens: &PROMPT, start: 0, block_table: &table, outputs };
     let rows = run(&mut model, &StepPlan { pieces: vec![piece] });
@@ -177,7 +177,7 @@ fn banned_ids_are_not_drawn() {
     let first = next_token(&mut model(), &PROMPT, 0, &table, &greedy());
     let (params, banned) = (greedy(), [first]);
     let sample = Some(SampleRow { params: &params, choice: 0, prompt: &[], generated: &[], banned: &banned });
-    let outputs = vec![OutputRow { row: 39, sample, target: None, top_logprobs: None }];
+    let outputs = vec![OutputRow { row: 39, sample, ..OutputRow::default() }];
     let piece = Piece { tokens: &PROMPT, start: 0, block_table: &table, outputs };
     assert_ne!(run(&mut model(), &StepPlan { pieces: vec![piece] })[0].token, Some(first));
 }
