@@ -2,6 +2,7 @@
 
 pub mod compute;
 pub mod cpu;
+pub mod description;
 pub mod model;
 pub mod sampling;
 pub mod weights;
