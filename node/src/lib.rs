@@ -1,3 +1,16 @@
 //! The modules of the `relevo` binary, as a library so that integration tests reach them.
 
+pub mod bench;
+pub mod chat;
+pub mod cli;
+pub mod completions;
+pub mod config;
+pub mod config_command;
+pub mod environment;
 pub mod http;
+pub mod http_client;
+pub mod logging;
+pub mod model_command;
+pub mod model_store;
+pub mod status_command;
+pub mod terminal;

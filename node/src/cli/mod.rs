@@ -1,0 +1,150 @@
+//! The command line: the tree of commands, what is common to all of them, and how they end.
+
+mod byte_size;
+mod failure;
+mod nearest;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+pub use byte_size::{ByteSize, ByteSizeError};
+pub use failure::Failure;
+pub use nearest::nearest;
+
+use crate::config::LogFormat;
+use crate::model_store::ModelStore;
+use crate::{bench, chat, completions, config_command, environment, logging, model_command, status_command, terminal};
+
+/// Serves large language models on one's own machines.
+#[derive(Debug, Parser)]
+#[command(name = "relevo", version, about, arg_required_else_help = true, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags that every command has.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Common {
+    /// Where models lie [default: $XDG_DATA_HOME/relevo, else ~/.local/share/relevo]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
+    data_dir: Option<PathBuf>,
+    /// What is logged on stderr, by module, such as info,relevo_actors=debug [default: warn]
+    #[arg(long = "log", global = true, value_name = "FILTER", value_parser = log_filter, help_heading = "Global options")]
+    log_filter: Option<String>,
+    /// Log one JSON object a line
+    #[arg(long, global = true, help_heading = "Global options")]
+    log_json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Fetch, list and inspect models
+    #[command(subcommand)]
+    Model(model_command::ModelCommand),
+    /// Talk to a model: one question, or a conversation without text
+    Chat(chat::ChatArgs),
+    /// Show what a running server does: supervision tree, devices, queues, KV blocks
+    Status(status_command::StatusArgs),
+    /// Print an example of relevo.toml, or check one
+    Config(config_command::ConfigArgs),
+    /// Measure the engine, or a server
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+}
+
+/// Runs the command that the process was called with.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !matches!(failure, Failure::OutputClosed(_)) {
+                terminal::say(format!("relevo: {failure}"));
+            }
+            failure.exit_code()
+        }
+    }
+}
+
+/// The tree itself, for completions and for the test that keeps the README true.
+pub fn command_tree() -> clap::Command {
+    Cli::command()
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let common = cli.common;
+    match cli.command {
+        Command::Completions(args) => return completions::run(&args),
+        Command::Config(args) => return config_command::run(&args),
+        _ => {}
+    }
+    common.start_log(None)?;
+    let runtime = runtime()?;
+    match cli.command {
+        Command::Model(command) => runtime.block_on(interruptible(model_command::run(command, &common.store()?))),
+        Command::Chat(args) => runtime.block_on(chat::run(args, &common)),
+        Command::Status(args) => runtime.block_on(interruptible(status_command::run(&args))),
+        Command::Bench(command) => runtime.block_on(interruptible(bench::run(command, &common))),
+        Command::Completions(_) | Command::Config(_) => Ok(()),
+    }
+}
+
+/// The runtime of a command.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Failure::System { doing: "cannot start the runtime".to_owned(), source })
+}
+
+/// Runs a command until it is done or Ctrl-C comes; what it has begun is dropped, which cleans up after it.
+async fn interruptible(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::select! {
+        result = command => result,
+        _ = tokio::signal::ctrl_c() => Err(Failure::Interrupted),
+    }
+}
+
+impl Common {
+    /// The data folder.
+    ///
+    /// # Errors
+    /// The user's fault: no flag, and no home to take a default from.
+    pub fn store(&self) -> Result<ModelStore, Failure> {
+        let folder = self.data_dir.clone().or_else(environment::default_data_dir);
+        folder.map(ModelStore::new).ok_or_else(|| {
+            Failure::Usage("neither HOME nor XDG_DATA_HOME is set: say where data lies with --data-dir DIR".to_owned())
+        })
+    }
+
+    /// Starts the log by the flags, else by the configuration.
+    ///
+    /// # Errors
+    /// The user's fault: a filter that is none.
+    pub fn start_log(&self, config: Option<&crate::config::Log>) -> Result<(), Failure> {
+        let filter = self.log_filter.as_deref().or(config.map(|log| log.filter.as_str())).unwrap_or("warn");
+        let format = if self.log_json { LogFormat::Json } else { config.map_or(LogFormat::Text, |log| log.format) };
+        logging::start(filter, format).map_err(|reason| Failure::Usage(format!("--log {filter}: expected {reason}")))
+    }
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    logging::check_filter(text).map(|()| text.to_owned()).map_err(|reason| format!("expected {reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tree_is_consistent() {
+        command_tree().debug_assert();
+    }
+}

@@ -1,0 +1,46 @@
+//! The example file, made from the types.
+
+use std::fmt::Write;
+
+use super::section::Section;
+use super::sections::{Device, Log, Model, Router, Server, Testing};
+
+/// The text of `relevo config --example`: every key with its default; what has none is shown as a comment.
+pub fn example() -> String {
+    let mut text = String::from(
+        "# Relevo's configuration. Every key stands here with its default; those behind a `#` have none.\n\
+         # Flags win over this file. `relevo config --check relevo.toml` says what is wrong with one.\n",
+    );
+    write_section::<Server>(&mut text, "[server]", Shown::Open);
+    write_section::<Model>(&mut text, "[model]", Shown::Open);
+    write_section::<Router>(&mut text, "[router]", Shown::Open);
+    write_section::<Device>(&mut text, "[[device]]", Shown::Open);
+    write_section::<Log>(&mut text, "[log]", Shown::Open);
+    write_section::<Testing>(&mut text, "[testing]", Shown::Commented);
+    text
+}
+
+/// Whether a section's heading is a comment, too.
+#[derive(PartialEq, Eq)]
+enum Shown {
+    Open,
+    Commented,
+}
+
+fn write_section<S: Section>(text: &mut String, heading: &str, shown: Shown) {
+    let defaults = toml::Table::try_from(S::default()).unwrap_or_default();
+    text.push('\n');
+    for line in S::ABOUT {
+        let _ = writeln!(text, "#{line}");
+    }
+    let _ = writeln!(text, "{}{heading}", if shown == Shown::Commented { "# " } else { "" });
+    for key in S::KEYS {
+        for line in key.doc {
+            let _ = writeln!(text, "#{line}");
+        }
+        let _ = match (defaults.get(key.name), key.example) {
+            (Some(value), _) => writeln!(text, "{} = {value}", key.name),
+            (None, example) => writeln!(text, "# {} = {}", key.name, example.unwrap_or_default()),
+        };
+    }
+}

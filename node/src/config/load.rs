@@ -1,0 +1,228 @@
+//! Reads `relevo.toml` and refuses what is wrong with it, by name, value and range.
+
+use std::fmt::Display;
+use std::io;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use toml::Value;
+
+use super::Config;
+use super::section::{Key, Section};
+use super::sections::{Device, Log, Model, Role, Router, Server, Testing};
+
+/// What is wrong with a configuration. The user's fault.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is no TOML, or a value is of another type.
+    #[error("line {line}: {message}")]
+    Syntax {
+        /// Counted from 1.
+        line: usize,
+        /// What the parser says.
+        message: String,
+    },
+    /// A key that does not exist.
+    #[error("unknown key `{key}`{}", suggestion(nearest))]
+    UnknownKey {
+        /// With its section.
+        key: String,
+        /// The nearest one that does.
+        nearest: Option<String>,
+    },
+    /// A value out of its range.
+    #[error("{key} is {value}, expected {expected}")]
+    OutOfRange {
+        /// With its section.
+        key: String,
+        /// As given.
+        value: String,
+        /// What would do.
+        expected: String,
+    },
+    /// Faults without the flag that allows them.
+    #[error("[testing] asks for faults, which need the flag --allow-faults")]
+    FaultsNotAllowed,
+}
+
+fn suggestion(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|key| format!(", did you mean `{key}`?")).unwrap_or_default()
+}
+
+/// Reads and checks a file.
+///
+/// # Errors
+/// The user's fault, all of them.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    parse(&text)
+}
+
+/// Reads and checks a file's text.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse(text: &str) -> Result<Config, ConfigError> {
+    let table: toml::Table = toml::from_str(text).map_err(|error| syntax(text, &error))?;
+    refuse_unknown_keys(&table)?;
+    let config: Config = toml::from_str(text).map_err(|error| syntax(text, &error))?;
+    config.check()?;
+    Ok(config)
+}
+
+fn syntax(text: &str, error: &toml::de::Error) -> ConfigError {
+    let offset = error.span().map_or(0, |span| span.start.min(text.len()));
+    let line = 1 + text.as_bytes()[..offset].iter().filter(|byte| **byte == b'\n').count();
+    ConfigError::Syntax { line, message: error.message().trim().replace('\n', ", ") }
+}
+
+/// Sections by name, in the file's order.
+pub(super) const SECTIONS: [(&str, &[Key]); 6] = [
+    ("server", Server::KEYS),
+    ("model", Model::KEYS),
+    ("router", Router::KEYS),
+    ("device", Device::KEYS),
+    ("log", Log::KEYS),
+    ("testing", Testing::KEYS),
+];
+
+fn refuse_unknown_keys(table: &toml::Table) -> Result<(), ConfigError> {
+    for (name, value) in table {
+        let Some((_, keys)) = SECTIONS.iter().find(|(section, _)| section == name) else {
+            let known = SECTIONS.iter().map(|(section, _)| *section);
+            return Err(ConfigError::UnknownKey { key: name.clone(), nearest: nearest_key(name, known) });
+        };
+        for given in tables_of(value).flat_map(toml::Table::keys) {
+            if keys.iter().any(|key| key.name == given) {
+                continue;
+            }
+            let nearest = nearest_key(given, keys.iter().map(|key| key.name));
+            return Err(ConfigError::UnknownKey {
+                key: format!("{name}.{given}"),
+                nearest: nearest.map(|key| format!("{name}.{key}")),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The tables that a section is made of: itself, or each of its array.
+fn tables_of(value: &Value) -> impl Iterator<Item = &toml::Table> {
+    let elements = value.as_array().map(Vec::as_slice).unwrap_or_default();
+    value.as_table().into_iter().chain(elements.iter().filter_map(Value::as_table))
+}
+
+/// The known name most like `given`, if any is like it at all.
+fn nearest_key<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+    crate::cli::nearest(given, known).map(str::to_owned)
+}
+
+impl Config {
+    /// Checks every range. Called by [`parse`], and again once flags have had their say.
+    ///
+    /// # Errors
+    /// [`ConfigError::OutOfRange`], the first that is met.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.server.check()?;
+        self.model.check()?;
+        self.router.check()?;
+        if self.devices.is_empty() {
+            return Err(out_of_range("device", "empty", "at least one"));
+        }
+        for (index, device) in self.devices.iter().enumerate() {
+            device.check(index)?;
+        }
+        for role in [Role::Prefill, Role::Decode] {
+            if !self.devices.iter().any(|device| device.roles.contains(&role)) {
+                let name = format!("{role:?}").to_lowercase();
+                return Err(out_of_range("device.roles", format!("without \"{name}\""), "it on at least one device"));
+            }
+        }
+        self.log.check()
+    }
+
+    /// Refuses `[testing]` unless faults are allowed.
+    ///
+    /// # Errors
+    /// [`ConfigError::FaultsNotAllowed`].
+    pub fn check_faults(&self, allowed: bool) -> Result<(), ConfigError> {
+        if self.testing.any() && !allowed { Err(ConfigError::FaultsNotAllowed) } else { Ok(()) }
+    }
+}
+
+impl Server {
+    fn check(&self) -> Result<(), ConfigError> {
+        within("server.max_body_kib", self.max_body_kib, 1..=262_144)?;
+        within("server.body_budget_kib", self.body_budget_kib, 1..=16_777_216)?;
+        within("server.max_connections", self.max_connections, 1..=65_536)?;
+        within("server.max_sequences", self.max_sequences, 1..=4096)?;
+        within("server.header_timeout_ms", self.header_timeout_ms, 100..=600_000)?;
+        within("server.body_timeout_ms", self.body_timeout_ms, 100..=600_000)?;
+        within("server.write_timeout_ms", self.write_timeout_ms, 100..=600_000)?;
+        within("server.request_timeout_ms", self.request_timeout_ms, 1000..=86_400_000)?;
+        within("server.drain_timeout_ms", self.drain_timeout_ms, 0..=60_000)
+    }
+}
+
+impl Model {
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.name.is_empty() {
+            return Err(out_of_range("model.name", "empty", "the name or path of a model"));
+        }
+        self.max_context_tokens.map_or(Ok(()), |tokens| within("model.max_context_tokens", tokens, 16..=1_048_576))
+    }
+}
+
+impl Router {
+    fn check(&self) -> Result<(), ConfigError> {
+        within("router.min_prefill_tokens", self.min_prefill_tokens, 0..=1_048_576)?;
+        within("router.max_waiting_requests", self.max_waiting_requests, 1..=65_536)?;
+        within("router.lease_ms", self.lease_ms, 10..=600_000)
+    }
+}
+
+impl Device {
+    fn check(&self, index: usize) -> Result<(), ConfigError> {
+        let key = |name: &str| format!("device[{index}].{name}");
+        if self.roles.is_empty() {
+            return Err(out_of_range(key("roles"), "empty", "\"prefill\", \"decode\" or both"));
+        }
+        self.threads.map_or(Ok(()), |threads| within(key("threads"), threads, 1..=1024))?;
+        self.kv_memory_mib.map_or(Ok(()), |mib| within(key("kv_memory_mib"), mib, 1..=16_777_216))?;
+        within(key("max_step_tokens"), self.max_step_tokens, 16..=8192)?;
+        within(key("max_running_sequences"), self.max_running_sequences, 1..=4096)
+    }
+}
+
+impl Log {
+    fn check(&self) -> Result<(), ConfigError> {
+        match crate::logging::check_filter(&self.filter) {
+            Ok(()) => Ok(()),
+            Err(reason) => Err(out_of_range("log.filter", format!("\"{}\"", self.filter), reason)),
+        }
+    }
+}
+
+fn within<T: PartialOrd + Display>(
+    key: impl Into<String>,
+    value: T,
+    range: RangeInclusive<T>,
+) -> Result<(), ConfigError> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    Err(out_of_range(key, value, format!("{} to {}", range.start(), range.end())))
+}
+
+fn out_of_range(key: impl Into<String>, value: impl Display, expected: impl Display) -> ConfigError {
+    ConfigError::OutOfRange { key: key.into(), value: value.to_string(), expected: expected.to_string() }
+}

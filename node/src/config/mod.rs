@@ -1,0 +1,49 @@
+//! `relevo.toml`: its sections, how it is read and checked, and the example that is made from the types.
+//!
+//! **Invariant:** configuration is read once, here, and never changes after start. Flags win over the file, the file over the defaults.
+
+mod example;
+mod load;
+mod section;
+mod sections;
+
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Serialize};
+
+pub use example::example;
+pub use load::{ConfigError, load, parse};
+pub use sections::{Device, DeviceKind, Disaggregate, Log, LogFormat, Model, Role, Router, Server, Testing};
+
+/// The whole file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `[server]`
+    pub server: Server,
+    /// `[model]`
+    pub model: Model,
+    /// `[router]`
+    pub router: Router,
+    /// `[[device]]`, once for each.
+    #[serde(rename = "device")]
+    pub devices: Vec<Device>,
+    /// `[log]`
+    pub log: Log,
+    /// `[testing]`
+    pub testing: Testing,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            server: Server::default(),
+            model: Model::default(),
+            router: Router::default(),
+            devices: vec![Device::default()],
+            log: Log::default(),
+            testing: Testing::default(),
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The sections of `relevo.toml`: every key with its unit, default and range.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use relevo_wire::Numerics;
+use serde::{Deserialize, Serialize};
+
+use super::section::section;
+
+section! {
+    /// Where the HTTP API listens, and what it puts up with.
+    Server {
+        /// Address and port. Anything but loopback needs `api_key_file`.
+        listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
+        /// A file with one API key a line; `#` begins a comment. Without it no key is asked for.
+        api_key_file: Option<PathBuf> = None, example "\"/etc/relevo/api-keys\"";
+        /// Names besides localhost that `Host` and `Origin` may carry on a loopback address (a proxy's), without port.
+        allowed_hosts: Vec<String> = Vec::new();
+        /// Longest request body, in KiB: 1 to 262144.
+        max_body_kib: u32 = 4096;
+        /// All request bodies that are being read at one time, in KiB: 1 to 16777216.
+        body_budget_kib: u32 = 65_536;
+        /// Most connections at a time: 1 to 65536.
+        max_connections: u32 = 1024;
+        /// Prompts times `n` of one request: 1 to 4096.
+        max_sequences: u32 = 128;
+        /// How long a client may take to send its headers, in milliseconds: 100 to 600000.
+        header_timeout_ms: u32 = 30_000;
+        /// How long a client may take to send its body, in milliseconds: 100 to 600000.
+        body_timeout_ms: u32 = 30_000;
+        /// How long a client may leave a stream unread before it is cut, in milliseconds: 100 to 600000.
+        write_timeout_ms: u32 = 30_000;
+        /// How long a request may take in all, in milliseconds: 1000 to 86400000.
+        request_timeout_ms: u32 = 600_000;
+        /// How long open streams may go on after Ctrl-C or SIGTERM before they end with an error event, in milliseconds: 0 to 60000.
+        drain_timeout_ms: u32 = 3000;
+    }
+}
+
+section! {
+    /// What is served.
+    Model {
+        /// A name out of `relevo model list`, or the path of a GGUF file or a Hugging Face folder.
+        name: String = String::from("smollm2");
+        /// Other names that requests may call it by.
+        aliases: Vec<String> = Vec::new();
+        /// Positions that a request may fill, prompt and answer together: 16 to 1048576. Default: what the model was trained for.
+        max_context_tokens: Option<u32> = None, example "8192";
+        /// "default": int8 activations for quantised weights and f16 KV. "exact": f32 for both, slower.
+        numerics: Numerics = Numerics::Default;
+    }
+}
+
+section! {
+    /// Which prefill and decode worker serves a request.
+    Router {
+        /// Prefill on one device and decode on another: "auto" (where a long prompt makes it worth the transfer), "always" or "never".
+        disaggregate: Disaggregate = Disaggregate::Auto;
+        /// With "auto": prompts with fewer uncached tokens are prefilled where they decode: 0 to 1048576.
+        min_prefill_tokens: u32 = 256;
+        /// Requests that may wait for a worker before further ones get 429: 1 to 65536.
+        max_waiting_requests: u32 = 512;
+        /// How long a lease of KV blocks lives without news from its writer, in milliseconds: 10 to 600000.
+        lease_ms: u32 = 5000;
+    }
+}
+
+section! {
+    /// A device: an engine with its threads and its KV memory. Give several to split a machine; the default is one for all of it.
+    Device {
+        /// What kind: "cpu".
+        kind: DeviceKind = DeviceKind::Cpu;
+        /// What it does: "prefill", "decode" or both. Some device must do each.
+        roles: Vec<Role> = vec![Role::Prefill, Role::Decode];
+        /// Compute threads: 1 to 1024. Default: the physical cores, shared out among the devices.
+        threads: Option<u32> = None, example "2";
+        /// Memory for KV blocks, in MiB: 1 to 16777216. Default: 2048, less where the machine has less.
+        kv_memory_mib: Option<u32> = None, example "2048";
+        /// Most rows of one step, decode rows and prefill chunk together: 16 to 8192.
+        max_step_tokens: u32 = 512;
+        /// Most sequences that run at a time: 1 to 4096.
+        max_running_sequences: u32 = 256;
+        /// Reuse the KV blocks of prompts that begin alike.
+        prefix_cache: bool = true;
+    }
+}
+
+section! {
+    /// What is logged, on stderr.
+    Log {
+        /// Levels by module, such as "info,relevo_actors=debug" (syntax: tracing-subscriber's `EnvFilter`).
+        filter: String = String::from("warn");
+        /// "text" or "json".
+        format: LogFormat = LogFormat::Text;
+    }
+}
+
+section! {
+    /// Faults to be injected, for tests only: refused without `--allow-faults`.
+    Testing {
+        /// The engine thread panics in its n-th step.
+        panic_in_step: Option<u64> = None, example "100";
+        /// The engine thread panics in every step that has this token in its batch: a poison request.
+        panic_on_token: Option<u32> = None, example "31337";
+        /// The prefill actor panics with its n-th request.
+        panic_prefill_actor_at: Option<u64> = None, example "10";
+        /// The decode actor panics with its n-th request.
+        panic_decode_actor_at: Option<u64> = None, example "10";
+    }
+}
+
+/// When prompts are prefilled on another device than they decode on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Disaggregate {
+    /// Where the prompt is long enough to make it worth the transfer.
+    #[default]
+    Auto,
+    /// Whenever there are two devices to do it.
+    Always,
+    /// Prefill where it decodes.
+    Never,
+}
+
+/// A kind of device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// Cores of this machine.
+    #[default]
+    Cpu,
+}
+
+/// What a device does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Runs prompts.
+    Prefill,
+    /// Generates.
+    Decode,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs: one JSON object a line.
+    Json,
+}
+
+impl Testing {
+    /// Whether any fault is asked for.
+    pub fn any(&self) -> bool {
+        *self != Self::default()
+    }
+}

@@ -1,0 +1,98 @@
+//! What `relevo.toml` accepts, what it refuses, and in which words.
+
+use proptest::prelude::*;
+
+use super::load::SECTIONS;
+use super::*;
+
+fn refusal(text: &str) -> String {
+    parse(text).unwrap_err().to_string()
+}
+
+#[test]
+fn an_empty_file_is_all_defaults() {
+    assert_eq!(parse("").unwrap(), Config::default());
+}
+
+#[test]
+fn the_example_is_all_defaults() {
+    assert_eq!(parse(&example()).unwrap(), Config::default());
+}
+
+#[test]
+fn the_example_shows_every_key_once_and_its_comments_are_valid_values() {
+    let text = example();
+    for (_, keys) in SECTIONS {
+        for key in keys {
+            assert!(text.contains(&format!("{} = ", key.name)), "{} is missing", key.name);
+            assert!(!key.doc.is_empty(), "{} has no documentation", key.name);
+        }
+    }
+    let opened: String = text
+        .lines()
+        .map(|line| match line.strip_prefix("# ") {
+            Some(key) if key.contains(" = ") || key.starts_with('[') => format!("{key}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let config = parse(&opened).unwrap();
+    assert_eq!(config.testing.panic_in_step, Some(100));
+    assert_eq!(config.devices[0].threads, Some(2));
+}
+
+#[test]
+fn two_devices_with_a_role_each_are_read() {
+    let config = parse("[[device]]\nroles = [\"prefill\"]\nthreads = 1\n[[device]]\nroles = [\"decode\"]\n").unwrap();
+    assert_eq!(config.devices.len(), 2);
+    assert_eq!(config.devices[0].roles, [Role::Prefill]);
+    assert_eq!(config.devices[1].roles, [Role::Decode]);
+}
+
+#[test]
+fn an_unknown_key_names_the_nearest_known_one() {
+    assert_eq!(refusal("[server]\nlisten_on = 1"), "unknown key `server.listen_on`, did you mean `server.listen`?");
+    assert_eq!(refusal("[sever]\n"), "unknown key `sever`, did you mean `server`?");
+    assert_eq!(refusal("[[device]]\nthread = 2"), "unknown key `device.thread`, did you mean `device.threads`?");
+    assert_eq!(refusal("[model]\nqqqqqqqqq = 1"), "unknown key `model.qqqqqqqqq`");
+}
+
+#[test]
+fn a_value_out_of_range_names_key_value_and_range() {
+    let cases = [
+        ("[server]\nmax_connections = 0", "server.max_connections is 0, expected 1 to 65536"),
+        ("[model]\nmax_context_tokens = 8", "model.max_context_tokens is 8, expected 16 to 1048576"),
+        ("[model]\nname = \"\"", "model.name is empty, expected the name or path of a model"),
+        ("[[device]]\n[[device]]\nthreads = 0", "device[1].threads is 0, expected 1 to 1024"),
+        ("[[device]]\nroles = []", "device[0].roles is empty, expected \"prefill\", \"decode\" or both"),
+        ("[[device]]\nroles = [\"decode\"]", "device.roles is without \"prefill\", expected it on at least one device"),
+        ("device = []", "device is empty, expected at least one"),
+        ("[router]\nlease_ms = 1", "router.lease_ms is 1, expected 10 to 600000"),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(refusal(text), expected, "{text}");
+    }
+    assert!(refusal("[log]\nfilter = \"relevo=loud\"").starts_with("log.filter is \"relevo=loud\", expected"));
+}
+
+#[test]
+fn a_wrong_type_and_broken_syntax_name_the_line() {
+    assert!(refusal("[server]\nmax_connections = \"many\"").starts_with("line 2: invalid type"));
+    assert!(refusal("[server]\n\nlisten = \"here\"").starts_with("line 3: "));
+    assert!(refusal("[server\n").starts_with("line 1: "));
+    assert!(refusal("[model]\nnumerics = \"fast\"").contains("unknown variant `fast`, expected `default` or `exact`"));
+}
+
+#[test]
+fn faults_need_their_flag() {
+    let config = parse("[testing]\npanic_in_step = 3").unwrap();
+    assert!(matches!(config.check_faults(false), Err(ConfigError::FaultsNotAllowed)));
+    assert!(config.check_faults(true).is_ok());
+    assert!(Config::default().check_faults(false).is_ok());
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_read_or_refused_without_a_panic(text in "(\\[?[a-z_]{0,9}\\]?( = )?[0-9a-z\"\\[\\]{}.,é]{0,9}\n?){0,6}") {
+        let _ = parse(&text);
+    }
+}

@@ -1,0 +1,36 @@
+//! The log: `tracing` to stderr, by a filter, as text or JSON.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::FmtSpan;
+
+use crate::config::LogFormat;
+use crate::environment;
+
+/// Whether `filter` is one.
+///
+/// # Errors
+/// The user's fault: what would have been right.
+pub fn check_filter(filter: &str) -> Result<(), String> {
+    EnvFilter::try_new(filter)
+        .map(drop)
+        .map_err(|error| format!("levels by module such as \"info,relevo=debug\" ({error})"))
+}
+
+/// Starts the log of this process. Later calls change nothing: a test may have set its own.
+///
+/// # Errors
+/// As [`check_filter`].
+pub fn start(filter: &str, format: LogFormat) -> Result<(), String> {
+    check_filter(filter)?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(filter))
+        .with_span_events(FmtSpan::NONE)
+        .with_writer(io::stderr);
+    let _ = match format {
+        LogFormat::Text => builder.with_ansi(io::stderr().is_terminal() && !environment::no_color()).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    Ok(())
+}
