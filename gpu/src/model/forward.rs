@@ -20,9 +20,7 @@ use relevo_wire::{KvLayout, LayerIndex};
 use super::limits::StepLimits;
 use super::load::{LayerWeights, LoadError, Loader, ModelOptions, Weights};
 use super::step::{KvMemory, Progress, StepModel};
-use crate::compute::{
-    Attention, Compute, ComputeError, Epilogue, Matmul, RopeAndStore, RowOutput, Rows, StepPlan,
-};
+use crate::compute::{Attention, Compute, ComputeError, Epilogue, Matmul, RopeAndStore, RowOutput, Rows, StepPlan};
 use crate::description::ModelDescription;
 use crate::weights::ModelFiles;
 

@@ -134,8 +134,7 @@ impl<C: Compute> Loader<'_, C> {
     }
 
     fn layer(&mut self, layer: usize) -> Result<LayerWeights<C>, LoadError> {
-        let qk_norm =
-            self.vector_if_there(Role::QueryNorm(layer))?.zip(self.vector_if_there(Role::KeyNorm(layer))?);
+        let qk_norm = self.vector_if_there(Role::QueryNorm(layer))?.zip(self.vector_if_there(Role::KeyNorm(layer))?);
         let (gate, up) = (self.tensor(Role::Gate(layer))?, self.tensor(Role::Up(layer))?);
         Ok(LayerWeights {
             attention_norm: self.vector(Role::AttentionNorm(layer))?,
@@ -152,9 +151,9 @@ impl<C: Compute> Loader<'_, C> {
 
     fn qkv_bias(&mut self, layer: usize) -> Result<Option<C::Vector>, LoadError> {
         let description = self.files.description();
-        let (query, key) = (description.num_heads * description.head_dim, description.num_kv_heads * description.head_dim);
-        let parts =
-            [(Role::QueryBias(layer), query), (Role::KeyBias(layer), key), (Role::ValueBias(layer), key)];
+        let (query, key) =
+            (description.num_heads * description.head_dim, description.num_kv_heads * description.head_dim);
+        let parts = [(Role::QueryBias(layer), query), (Role::KeyBias(layer), key), (Role::ValueBias(layer), key)];
         if parts.iter().all(|(role, _)| description.tensor_name(*role).is_none()) {
             return Ok(None);
         }
