@@ -114,7 +114,7 @@ proptest! {
     fn for_each_hands_out_every_item_once(num_items in 0usize..200, num_threads in 1usize..4) {
         let pool = ThreadPool::new(num_threads, false).unwrap();
         let counts: Vec<AtomicUsize> = (0..num_items).map(|_| AtomicUsize::new(0)).collect();
-        pool.for_each(num_items, |item| { counts[item].fetch_add(1, SeqCst); });
+        pool.for_each(num_items, |_, item| { counts[item].fetch_add(1, SeqCst); });
         prop_assert!(counts.iter().all(|count| count.load(SeqCst) == 1));
     }
 }

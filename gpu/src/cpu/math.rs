@@ -53,20 +53,14 @@ pub(crate) fn rms_scale<V: Lanes>(row: &[f32], epsilon: f32) -> f32 {
     1.0 / (sum_of_squares::<V>(row) / row.len() as f32 + epsilon).sqrt()
 }
 
+/// RMSNorm in place: `row[i] * scale * weight[i]`, in this order (Zhang and Sennrich, arXiv:1910.07467).
 #[inline(always)]
-fn rms_norm_generic<V: Lanes>(row: &mut [f32], weight: &[f32], epsilon: f32) {
+pub(crate) fn normalise<V: Lanes>(row: &mut [f32], weight: &[f32], epsilon: f32) {
     assert_eq!(row.len(), weight.len(), "one weight for each element");
     let scale = V::splat(rms_scale::<V>(row, epsilon));
-    let ((rows, row_rest), (weights, weight_rest)) = (row.as_chunks_mut::<16>(), weight.as_chunks::<16>());
-    for (x, w) in rows.iter_mut().zip(weights) {
-        V::load(x).mul(scale).mul(V::load(w)).store(x);
+    for (x, weight) in row.chunks_mut(16).zip(weight.chunks(16)) {
+        V::load_part(x).mul(scale).mul(V::load_part(weight)).store_part(x);
     }
-    V::load_part(row_rest).mul(scale).mul(V::load_part(weight_rest)).store_part(row_rest);
-}
-
-multiversion! {
-    /// RMSNorm in place: `row[i] = row[i] * scale * weight[i]` (Zhang and Sennrich, arXiv:1910.07467).
-    pub(crate) fn rms_norm(row: &mut [f32], weight: &[f32], epsilon: f32) = rms_norm_generic
 }
 
 #[inline(always)]

@@ -138,22 +138,22 @@ impl ThreadPool {
         }
     }
 
-    /// Calls `closure(item_index)` once for each of `num_items`, handed to whichever thread is free next: for work of uneven cost.
+    /// Calls `closure(thread_index, item_index)` once for each of `num_items`, handed to whichever thread is free next: for work of uneven cost.
     ///
     /// # Panics
     /// As [`ThreadPool::run`].
-    pub fn for_each<F: Fn(usize) + Sync>(&self, num_items: usize, closure: F) {
+    pub fn for_each<F: Fn(usize, usize) + Sync>(&self, num_items: usize, closure: F) {
         if num_items <= 1 {
-            return (0..num_items).for_each(closure);
+            return (0..num_items).for_each(|item| closure(0, item));
         }
         let next = AtomicUsize::new(0);
-        self.run(|_, _| {
+        self.run(|thread_index, _| {
             loop {
                 let item = next.fetch_add(1, SeqCst);
                 if item >= num_items {
                     break;
                 }
-                closure(item);
+                closure(thread_index, item);
             }
         });
     }
