@@ -107,7 +107,11 @@ impl KvPool {
     ///
     /// # Safety
     /// Nobody writes to this (layer, block) while the references live.
-    pub(super) unsafe fn keys_and_values<E: KvElement>(&self, layer: LayerIndex, block: BlockIndex) -> (&[[E; BLOCK_TOKENS]], &[E]) {
+    pub(super) unsafe fn keys_and_values<E: KvElement>(
+        &self,
+        layer: LayerIndex,
+        block: BlockIndex,
+    ) -> (&[[E; BLOCK_TOKENS]], &[E]) {
         let start = self.checked_block::<E>(layer, block).as_ptr().cast_const();
         let num_keys = self.layout.key_elements();
         // SAFETY: inside the (layer, block), which is aligned and zeroed at first, so that any bits are elements; alone by the caller's promise.
@@ -143,7 +147,10 @@ impl KvPool {
 #[cold]
 #[expect(clippy::panic, reason = "our bug: plans are checked against the pool before a step begins")]
 fn out_of_range(layer: LayerIndex, block: BlockIndex, pool: &KvPool) -> ! {
-    panic!("layer {}, block {} of a pool of {} layers, {} blocks", layer.0, block.0, pool.layout.num_layers, pool.num_blocks)
+    panic!(
+        "layer {}, block {} of a pool of {} layers, {} blocks",
+        layer.0, block.0, pool.layout.num_layers, pool.num_blocks
+    )
 }
 
 impl KvMemory for KvPool {
@@ -168,7 +175,10 @@ impl KvMemory for KvPool {
         }
         let start = self.block(layer, block).ok_or_else(|| {
             let (layers, blocks) = (self.layout.num_layers, self.num_blocks);
-            ComputeError::Plan(format!("layer {}, block {} of a pool of {layers} layers, {blocks} blocks", layer.0, block.0))
+            ComputeError::Plan(format!(
+                "layer {}, block {} of a pool of {layers} layers, {blocks} blocks",
+                layer.0, block.0
+            ))
         })?;
         // SAFETY: `byte_len` bytes of this (layer, block), leased to the caller, so that nobody else touches them; the source cannot overlap for
         // the same reason.

@@ -1,11 +1,20 @@
 //! The CPU as a device: the embedded default, and the one whose bits are the same everywhere.
 
+pub mod aligned;
+mod attention;
+mod cpu_device;
 pub mod isa;
-#[allow(dead_code, reason = "landed ahead of its users")]
+mod kv_pool;
 pub mod math;
+mod plain_matmul;
 pub mod pool;
-#[allow(dead_code, unused_imports, reason = "landed ahead of its users")]
+mod rope;
 pub(crate) mod simd;
+mod uploaded_step;
 
+pub use cpu_device::{CpuBuffer, CpuDevice, CpuOptions};
 pub use isa::Isa;
+pub use kv_pool::KvPool;
+pub use plain_matmul::PackedMatrix;
 pub use pool::ThreadPool;
+pub use uploaded_step::UploadedStep;

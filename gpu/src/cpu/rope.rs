@@ -1,6 +1,9 @@
 //! Rotary position embedding of queries and keys, and the writing of keys and values into their blocks.
 
-#![allow(unsafe_code, reason = "dispatch to functions with instructions enabled; rows and blocks are shared out to threads")]
+#![allow(
+    unsafe_code,
+    reason = "dispatch to functions with instructions enabled; rows and blocks are shared out to threads"
+)]
 
 use half::f16;
 use relevo_wire::{BLOCK_TOKENS, ElementType, LayerIndex};
@@ -61,7 +64,12 @@ impl RopeTables {
     }
 
     /// The factors of every row of `step`.
-    pub(super) fn factors(&mut self, pool: &ThreadPool, step: &UploadedStep, rope: &Rope<AlignedVec>) -> Result<&[f32], ComputeError> {
+    pub(super) fn factors(
+        &mut self,
+        pool: &ThreadPool,
+        step: &UploadedStep,
+        rope: &Rope<AlignedVec>,
+    ) -> Result<&[f32], ComputeError> {
         let rotation = Rotation::of(rope);
         let found = self.tables.iter().position(|table| table.rotation == Some(rotation));
         let index = found.unwrap_or_else(|| {
@@ -118,9 +126,15 @@ pub(super) struct RopeAndStoreTask<'a> {
 }
 
 /// Normalises and rotates q and k in `qkv` and writes k and v into the blocks of the step, a block at a time.
-pub(super) fn rope_and_store((pool, isa): (&ThreadPool, Isa), step: &UploadedStep, task: &RopeAndStoreTask<'_>, qkv: &mut [f32]) {
+pub(super) fn rope_and_store(
+    (pool, isa): (&ThreadPool, Isa),
+    step: &UploadedStep,
+    task: &RopeAndStoreTask<'_>,
+    qkv: &mut [f32],
+) {
     let layout = task.kv.layout();
-    let (kv_heads, key_dim, value_dim) = (layout.num_kv_heads as usize, layout.key_dim as usize, layout.value_dim as usize);
+    let (kv_heads, key_dim, value_dim) =
+        (layout.num_kv_heads as usize, layout.key_dim as usize, layout.value_dim as usize);
     let width = (task.num_heads + kv_heads) * key_dim + kv_heads * value_dim;
     let qkv = DisjointMut::new(&mut qkv[..step.num_rows() * width]);
     let write = |write: &BlockWrite| {
@@ -146,7 +160,8 @@ multiversion! {
 #[inline(always)]
 fn write_block_generic<V: Lanes, E: KvElement>(rows: &mut [f32], write: &BlockWrite, task: &RopeAndStoreTask<'_>) {
     let layout = task.kv.layout();
-    let (kv_heads, key_dim, value_dim) = (layout.num_kv_heads as usize, layout.key_dim as usize, layout.value_dim as usize);
+    let (kv_heads, key_dim, value_dim) =
+        (layout.num_kv_heads as usize, layout.key_dim as usize, layout.value_dim as usize);
     let width = rows.len() / write.rows.len();
     let (first_key, first_value) = (task.num_heads * key_dim, (task.num_heads + kv_heads) * key_dim);
     let first_slot = write.position % BLOCK_TOKENS;
@@ -164,7 +179,9 @@ fn write_block_generic<V: Lanes, E: KvElement>(rows: &mut [f32], write: &BlockWr
             let rounded = E::round(V::load_part(element));
             key.iter_mut().zip(rounded).for_each(|(key, element)| key[slot] = element);
         }
-        for (value, stored) in row[first_value..].chunks_exact(value_dim).zip(values.chunks_exact_mut(BLOCK_TOKENS * value_dim)) {
+        for (value, stored) in
+            row[first_value..].chunks_exact(value_dim).zip(values.chunks_exact_mut(BLOCK_TOKENS * value_dim))
+        {
             store_rounded::<V, E>(value, &mut stored[slot * value_dim..(slot + 1) * value_dim]);
         }
     }
@@ -186,7 +203,9 @@ fn rotate<V: Lanes>(x: &mut [f32], factors: &[f32], interleaved: bool) {
     let first_factors = own.chunks(16).zip(partner.chunks(16));
     let second_factors = own[half..].chunks(16).zip(partner[half..].chunks(16));
     let factors = first_factors.zip(second_factors);
-    for ((a, b), ((a_own, a_partner), (b_own, b_partner))) in first.chunks_mut(16).zip(second.chunks_mut(16)).zip(factors) {
+    for ((a, b), ((a_own, a_partner), (b_own, b_partner))) in
+        first.chunks_mut(16).zip(second.chunks_mut(16)).zip(factors)
+    {
         let num = a.len();
         let (x, y) = (V::load_part(a), V::load_part(b));
         let load = |factors: &[f32]| V::load_part(&factors[..num]);

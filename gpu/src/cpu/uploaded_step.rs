@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use relevo_wire::{BLOCK_TOKENS, BlockIndex, TokenId, blocks_for_tokens};
 
-use crate::compute::{ComputeError, RowOutput, StepPlan};
+use crate::compute::{ComputeError, StepPlan};
 use crate::sampling::RowRequest;
 
 /// A step in the memory of the CPU. Its vectors serve step after step.
@@ -21,8 +21,6 @@ pub struct UploadedStep {
     pub(super) output_rows: Vec<usize>,
     /// What is wanted of each output.
     pub(super) requests: Vec<RowRequest>,
-    /// What came out, once [`Compute::sample`](crate::compute::Compute::sample) has run.
-    pub(super) results: Vec<RowOutput>,
     written: Vec<BlockIndex>,
 }
 
@@ -84,7 +82,6 @@ impl UploadedStep {
         self.writes.clear();
         self.output_rows.clear();
         self.requests.clear();
-        self.results.clear();
         self.written.clear();
     }
 

@@ -12,7 +12,10 @@
 //!
 //! So rows may be worked on together in tiles of any shape (which read each key and value once for all of them), by any thread, in any chunk.
 
-#![allow(unsafe_code, reason = "dispatch to functions with instructions enabled; output rows are shared out to threads")]
+#![allow(
+    unsafe_code,
+    reason = "dispatch to functions with instructions enabled; output rows are shared out to threads"
+)]
 
 mod products;
 mod tile;

@@ -7,14 +7,15 @@ use relevo_wire::BLOCK_TOKENS;
 use super::SPAN;
 use crate::cpu::simd::{Element, Lanes};
 
-/// Calls `$kernel::<V, E, M>` on rows `0..num_rows`, as many at a time as `[$M, …]` lists, largest first.
+/// Runs `$body` with `$row` = 0 and on, in steps of a constant `M` from the list, the largest that the rest of `$num_rows` allows.
 macro_rules! in_groups {
-    ($num_rows:expr, [$($M:literal),*], |$row:ident| $kernel:ident ::<$V:ty, $E:ty>($($arg:expr),*)) => {{
+    ($num_rows:expr, [$($size:literal),*], |$row:ident| $body:expr) => {{
         let mut $row = 0;
         $(
-            while $num_rows - $row >= $M {
-                $kernel::<$V, $E, $M>($($arg),*);
-                $row += $M;
+            while $num_rows - $row >= $size {
+                const M: usize = $size;
+                $body;
+                $row += M;
             }
         )*
     }};
@@ -22,22 +23,45 @@ macro_rules! in_groups {
 
 /// Scores of `q` (`[rows, key_dim]`) against the keys of `blocks` (each `[key_dim, 16]`): `scores[row][16 * block..]`, rows at `SPAN` floats.
 #[inline(always)]
-pub(super) fn scores<V: Lanes, E: Element>(q: &[f32], key_dim: usize, blocks: &[&[[E; BLOCK_TOKENS]]], scores: &mut [f32]) {
+pub(super) fn scores<V: Lanes, E: Element>(
+    q: &[f32],
+    key_dim: usize,
+    blocks: &[&[[E; BLOCK_TOKENS]]],
+    scores: &mut [f32],
+) {
     let num_rows = q.len() / key_dim;
-    in_groups!(num_rows, [6, 3, 2, 1], |row| scores_of_rows::<V, E>(&q[row * key_dim..], key_dim, blocks, &mut scores[row * SPAN..]));
+    in_groups!(num_rows, [6, 3, 2, 1], |row| scores_of_rows::<V, E, M>(
+        &q[row * key_dim..],
+        key_dim,
+        blocks,
+        &mut scores[row * SPAN..]
+    ));
 }
 
 #[inline(always)]
-fn scores_of_rows<V: Lanes, E: Element, const M: usize>(q: &[f32], key_dim: usize, blocks: &[&[[E; BLOCK_TOKENS]]], scores: &mut [f32]) {
+fn scores_of_rows<V: Lanes, E: Element, const M: usize>(
+    q: &[f32],
+    key_dim: usize,
+    blocks: &[&[[E; BLOCK_TOKENS]]],
+    scores: &mut [f32],
+) {
     let q: [&[f32]; M] = std::array::from_fn(|row| &q[row * key_dim..(row + 1) * key_dim]);
     let mut index = 0;
     // M × 4 sums where there are registers for them, else fewer; a score does not depend on it.
     while V::NUM_REGISTERS >= 32 && blocks.len() - index >= 4 {
-        scores_of_blocks::<V, E, M, 4>(&q, std::array::from_fn(|block| blocks[index + block]), &mut scores[index * 16..]);
+        scores_of_blocks::<V, E, M, 4>(
+            &q,
+            std::array::from_fn(|block| blocks[index + block]),
+            &mut scores[index * 16..],
+        );
         index += 4;
     }
     while (V::NUM_REGISTERS >= 32 || M <= 3) && blocks.len() - index >= 2 {
-        scores_of_blocks::<V, E, M, 2>(&q, std::array::from_fn(|block| blocks[index + block]), &mut scores[index * 16..]);
+        scores_of_blocks::<V, E, M, 2>(
+            &q,
+            std::array::from_fn(|block| blocks[index + block]),
+            &mut scores[index * 16..],
+        );
         index += 2;
     }
     while index < blocks.len() {
@@ -99,7 +123,7 @@ pub(super) fn add_weighted<V: Lanes, E: Element>(
     }
     let width = values.value_dim.next_multiple_of(16);
     let num_rows = sums.len() / width;
-    in_groups!(num_rows, [6, 3, 2, 1], |row| add_weighted_rows::<V, E>(
+    in_groups!(num_rows, [6, 3, 2, 1], |row| add_weighted_rows::<V, E, M>(
         &weights[row * SPAN..],
         values,
         positions.clone(),
@@ -190,7 +214,8 @@ fn add_weighted_tail<V: Lanes, E: Element, const M: usize>(
     let (width, num) = (values.value_dim.next_multiple_of(16), values.value_dim - element);
     for position in positions {
         let offset = position - values.first_position;
-        let token = &values.blocks[offset / BLOCK_TOKENS][offset % BLOCK_TOKENS * values.value_dim..][..values.value_dim];
+        let token =
+            &values.blocks[offset / BLOCK_TOKENS][offset % BLOCK_TOKENS * values.value_dim..][..values.value_dim];
         let mut filled = [E::ZERO; 16];
         filled[..num].copy_from_slice(&token[element..]);
         let value = E::load::<V>(&filled);

@@ -1,6 +1,9 @@
 //! A tile: some query rows of one sequence, times the heads that share one kv head, over all spans of their context.
 
-#![allow(unsafe_code, reason = "dispatch to functions with instructions enabled; output rows are shared out to threads")]
+#![allow(
+    unsafe_code,
+    reason = "dispatch to functions with instructions enabled; output rows are shared out to threads"
+)]
 
 use std::ops::Range;
 
@@ -43,8 +46,12 @@ struct RowState {
 }
 
 impl RowState {
-    const EMPTY: Self =
-        Self { max: f32::NEG_INFINITY, weight_sums: [0.0; 16], span_max: f32::NEG_INFINITY, span_weight_sums: [0.0; 16] };
+    const EMPTY: Self = Self {
+        max: f32::NEG_INFINITY,
+        weight_sums: [0.0; 16],
+        span_max: f32::NEG_INFINITY,
+        span_weight_sums: [0.0; 16],
+    };
 }
 
 impl Tile {
@@ -84,7 +91,12 @@ multiversion! {
 }
 
 #[inline(always)]
-fn attend_generic<V: Lanes, E: KvElement>(task: &AttentionTask<'_>, item: &Item<'_>, tile: &mut Tile, out: &DisjointMut<'_, f32>) {
+fn attend_generic<V: Lanes, E: KvElement>(
+    task: &AttentionTask<'_>,
+    item: &Item<'_>,
+    tile: &mut Tile,
+    out: &DisjointMut<'_, f32>,
+) {
     let layout = task.kv.layout();
     let (group, value_dim) = (task.group(), layout.value_dim as usize);
     let width = value_dim.next_multiple_of(16);
@@ -145,11 +157,17 @@ fn attend_span<V: Lanes, E: KvElement>(
         // SAFETY: the step wrote its blocks before this operation and nobody writes to those that it reads.
         let (block_keys, block_values) = unsafe { task.kv.keys_and_values::<E>(task.layer(), block) };
         keys[index] = &block_keys[item.kv_head * key_dim..(item.kv_head + 1) * key_dim];
-        values[index] = &block_values[item.kv_head * BLOCK_TOKENS * value_dim..(item.kv_head + 1) * BLOCK_TOKENS * value_dim];
+        values[index] =
+            &block_values[item.kv_head * BLOCK_TOKENS * value_dim..(item.kv_head + 1) * BLOCK_TOKENS * value_dim];
     }
     let first_position = first_block * BLOCK_TOKENS - span.start;
     let loaded = first_position..first_position + num_blocks * BLOCK_TOKENS;
-    scores::<V, E>(&tile.queries[..num_rows * key_dim], key_dim, &keys[..num_blocks], &mut tile.weights[first_position..]);
+    scores::<V, E>(
+        &tile.queries[..num_rows * key_dim],
+        key_dim,
+        &keys[..num_blocks],
+        &mut tile.weights[first_position..],
+    );
 
     // What each row sees of the span, relative to its start; and what all see.
     let seen_by = |row: usize| {
@@ -177,7 +195,11 @@ fn attend_span<V: Lanes, E: KvElement>(
         add_weighted::<V, E>(&tile.weights[first..], values, seen.start.max(common.end)..seen.end, &mut sums[own]);
     }
     for row in (0..num_rows).filter(|row| !seen_by(row / group).is_empty()) {
-        join::<V>(&mut tile.rows[row], &tile.span_sums[row * width..(row + 1) * width], &mut tile.sums[row * width..(row + 1) * width]);
+        join::<V>(
+            &mut tile.rows[row],
+            &tile.span_sums[row * width..(row + 1) * width],
+            &mut tile.sums[row * width..(row + 1) * width],
+        );
     }
 }
 

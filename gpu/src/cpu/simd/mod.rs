@@ -120,10 +120,10 @@ macro_rules! multiversion {
             match isa {
                 // SAFETY: whoever holds this Isa has found its instructions in this processor.
                 #[cfg(target_arch = "x86_64")]
-                $crate::cpu::Isa::Avx512Vnni => unsafe { avx512($($arg),*) },
+                $crate::cpu::Isa::Avx512Vnni => unsafe { avx512 $(::<$generics>)? ($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::cpu::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::cpu::Isa::Avx2 => unsafe { avx2 $(::<$generics>)? ($($arg),*) },
                 _ => $generic::<$crate::cpu::simd::Portable $(, $generics)?>($($arg),*),
             }
         }
