@@ -1,0 +1,55 @@
+# The ways into Relevo. `make help` lists them; the work is done by cargo and the scripts beside this file.
+
+CARGO ?= cargo
+# What `make up` hands on, such as ARGS="--threads 4".
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help tools up build test fmt lint soak bench bench-peer python-env deny advisories example-config clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+tools:
+	@sh scripts/check-tools
+
+build: tools ## Build the release binary
+	$(CARGO) build --release --locked -p relevo
+
+up: build ## Build, fetch the default model once, and serve it on http://127.0.0.1:8080
+	@exec $(CARGO) run --quiet --release --locked -p relevo -- up $(ARGS)
+
+test: tools ## Install what tests need, and run every check and test
+	@sh scripts/test
+
+soak: tools ## 2,000 mixed requests against a real server: minutes
+	RELEVO_SOAK_REQUESTS=2000 $(CARGO) test --locked -p relevo --test soak -- --nocapture
+
+bench: build ## The bare engine's speed on the default model
+	@$(CARGO) run --quiet --release --locked -p relevo -- model pull smollm2 >/dev/null
+	$(CARGO) run --quiet --release --locked -p relevo -- bench engine --model smollm2
+
+bench-peer: build ## Relevo and llama.cpp side by side, interleaved (builds llama.cpp once)
+	scripts/bench-against-llama-cpp
+
+python-env: ## The Python environment of the OpenAI client tests, in .venv
+	@sh scripts/python-env
+
+fmt: tools ## Format the code
+	$(CARGO) fmt --all
+
+lint: tools ## Format check and clippy, as `make test` runs them
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+deny: ## Licences, bans and sources of dependencies (needs cargo-deny)
+	$(CARGO) deny check bans licenses sources
+
+advisories: ## Known vulnerabilities of dependencies (needs cargo-deny and a network)
+	$(CARGO) deny check advisories
+
+example-config: tools ## Write docs/relevo.example.toml anew from the types
+	$(CARGO) run --quiet --locked -p relevo -- config --example > docs/relevo.example.toml
+
+clean: ## Remove what was built
+	$(CARGO) clean
