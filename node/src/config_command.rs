@@ -37,7 +37,7 @@ pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
 /// # Errors
 /// The user's fault.
 pub fn load(path: &Path) -> Result<Config, Failure> {
-    config::load(path).map_err(|source| Failure::Config { file: Some(path.display().to_string()), source })
+    config::load(path).map_err(|source| Failure::Config { file: path.display().to_string(), source })
 }
 
 fn summary(config: &Config) -> String {

@@ -14,10 +14,10 @@ pub enum Failure {
     #[error("{0}")]
     Usage(String),
     /// The configuration is wrong: the user's fault.
-    #[error("{}: {source}", file.as_deref().unwrap_or("flags"))]
+    #[error("{file}")]
     Config {
-        /// The file, none if flags are to blame.
-        file: Option<String>,
+        /// The file.
+        file: String,
         /// What is wrong.
         source: ConfigError,
     },
@@ -28,7 +28,7 @@ pub enum Failure {
     #[error(transparent)]
     Client(#[from] ClientError),
     /// Something of the operating system's.
-    #[error("{doing}: {source}")]
+    #[error("{doing}")]
     System {
         /// Such as `cannot start the runtime`.
         doing: String,
@@ -36,7 +36,7 @@ pub enum Failure {
         source: io::Error,
     },
     /// The reader of stdout has gone: nobody is left to tell.
-    #[error("stdout is closed: {0}")]
+    #[error("stdout is closed")]
     OutputClosed(#[from] io::Error),
     /// Ctrl-C.
     #[error("interrupted")]
@@ -44,6 +44,17 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// The whole of it in one line: each reason after what it is the reason of.
+    pub fn one_line(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(inner) = cause {
+            text += &format!(": {inner}");
+            cause = inner.source();
+        }
+        text
+    }
+
     /// What the process answers to its caller.
     pub fn exit_code(&self) -> ExitCode {
         match self {

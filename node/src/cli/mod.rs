@@ -66,7 +66,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !matches!(failure, Failure::OutputClosed(_)) {
-                terminal::say(format!("relevo: {failure}"));
+                terminal::say(format!("relevo: {}", failure.one_line()));
             }
             failure.exit_code()
         }

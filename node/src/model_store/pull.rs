@@ -166,7 +166,7 @@ impl ModelStore {
 
     /// Checks that it can be served, and gives it its name.
     fn install(&self, copy: &Path) -> Result<PathBuf, StoreError> {
-        super::facts::read(copy)?;
+        super::open(copy)?;
         let target = self.folder.join(copy.file_name().unwrap_or_default());
         if target.is_dir() {
             std::fs::remove_dir_all(&target).map_err(|error| io_error("cannot replace", &target, error))?;

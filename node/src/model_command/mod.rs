@@ -1,5 +1,7 @@
 //! `relevo model pull|list|inspect`.
 
+mod inspect;
+
 use std::path::PathBuf;
 
 use indicatif::ProgressBar;
@@ -18,6 +20,8 @@ pub enum ModelCommand {
     Pull(PullArgs),
     /// List the models of the data folder
     List,
+    /// Print a model's architecture, quantisation, memory needs and tensors
+    Inspect(InspectArgs),
 }
 
 /// Arguments of `relevo model pull`.
@@ -31,6 +35,17 @@ pub struct PullArgs {
     from: Option<PathBuf>,
 }
 
+/// Arguments of `relevo model inspect`.
+#[derive(Debug, clap::Args)]
+pub struct InspectArgs {
+    /// A name out of `relevo model list`, or the path of a GGUF file or a Hugging Face folder
+    #[arg(default_value = CATALOGUE[0].name)]
+    model: String,
+    /// Print the files' own metadata, too
+    #[arg(long)]
+    keys: bool,
+}
+
 /// Runs one of them.
 ///
 /// # Errors
@@ -39,6 +54,7 @@ pub async fn run(command: ModelCommand, store: &ModelStore) -> Result<(), Failur
     match command {
         ModelCommand::Pull(args) => pull(args, store).await,
         ModelCommand::List => list(store),
+        ModelCommand::Inspect(args) => inspect::run(&store.path_of(&args.model)?, args.keys),
     }
 }
 
@@ -112,9 +128,10 @@ fn list(store: &ModelStore) -> Result<(), Failure> {
         terminal::say(format!("no models in {}; `relevo model pull` fetches the default", store.folder().display()));
         return Ok(());
     }
-    let mut table = terminal::table(&["NAME", "SIZE", "PATH"]);
+    let mut table = terminal::table(&["NAME", "SIZE", "TYPE", "PATH"]);
     for model in models {
-        table.add_row([model.name, terminal::bytes(model.byte_len), model.path.display().to_string()]);
+        let kind = inspect::main_type(&model.path);
+        table.add_row([model.name, terminal::bytes(model.byte_len), kind, model.path.display().to_string()]);
     }
     Ok(terminal::print(table.trim_fmt())?)
 }
