@@ -6,6 +6,7 @@ mod cpu_device;
 pub mod isa;
 mod kv_pool;
 pub mod math;
+pub mod matmul;
 mod plain_matmul;
 pub mod pool;
 mod rope;

@@ -1,0 +1,150 @@
+//! Eight lanes in one AVX2 register; a panel of sixteen takes two turns.
+
+use std::arch::x86_64::*;
+
+use super::Vector;
+
+/// Proof of AVX2, FMA and F16C.
+#[derive(Clone, Copy)]
+pub(in super::super) struct Avx2(());
+
+impl Avx2 {
+    /// # Safety
+    /// The processor has AVX2, FMA and F16C.
+    #[inline(always)]
+    pub(in super::super) unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+/// An intrinsic on values.
+macro_rules! vector {
+    ($($intrinsic:tt)*) => {
+        // SAFETY: `self` proves that the processor has the instructions, and they touch no memory.
+        unsafe { $($intrinsic)* }
+    };
+}
+
+impl Vector for Avx2 {
+    const LANES: usize = 8;
+    const SUBTRACTS_128: bool = true;
+    type F = __m256;
+    type I = __m256i;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> __m256 {
+        vector!(_mm256_set1_ps(value))
+    }
+
+    #[inline(always)]
+    fn splat_i32(self, value: i32) -> __m256i {
+        vector!(_mm256_set1_epi32(value))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        vector!(_mm256_mul_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        vector!(_mm256_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn to_float(self, a: __m256i) -> __m256 {
+        vector!(_mm256_cvtepi32_ps(a))
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m256i, b: __m256i) -> __m256i {
+        vector!(_mm256_sub_epi32(a, b))
+    }
+
+    #[inline(always)]
+    fn and(self, a: __m256i, b: __m256i) -> __m256i {
+        vector!(_mm256_and_si256(a, b))
+    }
+
+    #[inline(always)]
+    fn or(self, a: __m256i, b: __m256i) -> __m256i {
+        vector!(_mm256_or_si256(a, b))
+    }
+
+    #[inline(always)]
+    fn shift_left<const BITS: u32>(self, a: __m256i) -> __m256i {
+        // The immediate of AVX2's shifts is an i32, which a u32 parameter cannot become; a constant in a register costs the same.
+        vector!(_mm256_sll_epi32(a, _mm_cvtsi32_si128(BITS as i32)))
+    }
+
+    #[inline(always)]
+    fn shift_right<const BITS: u32>(self, a: __m256i) -> __m256i {
+        vector!(_mm256_srl_epi32(a, _mm_cvtsi32_si128(BITS as i32)))
+    }
+
+    /// `maddubs` adds two products in 16 bits and saturates. Codes up to 127 keep the sum under 2 · 127 · 127 = 32,258. Wider ones become
+    /// signed, and |code| with the sign moved to `a` keeps it under 2 · 128 · 127 = 32,512.
+    #[inline(always)]
+    fn dot<const WIDE: bool>(self, acc: __m256i, codes: __m256i, a: __m256i) -> __m256i {
+        vector! {
+            let pairs = if WIDE {
+                let signed = _mm256_xor_si256(codes, _mm256_set1_epi8(-128));
+                _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(a, signed))
+            } else {
+                _mm256_maddubs_epi16(codes, a)
+            };
+            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bits(self, from: *const u8) -> __m256i {
+        // SAFETY: the caller's promise, and `self` proves the instruction.
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f32(self, from: *const u8) -> __m256 {
+        // SAFETY: the caller's promise, and `self` proves the instruction.
+        unsafe { _mm256_loadu_ps(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, from: *const u8) -> __m256 {
+        // SAFETY: the caller's promise, and `self` proves the instructions.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, from: *const u8) -> __m256 {
+        // SAFETY: the caller's promise, and `self` proves the instructions.
+        unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_u8(self, from: *const u8) -> __m256 {
+        // SAFETY: the caller's promise, and `self` proves the instructions.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, from: *const u8) -> __m256 {
+        // SAFETY: the caller's promise, and `self` proves the instructions.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, a: __m256) {
+        // SAFETY: the caller's promise, and `self` proves the instruction.
+        unsafe { _mm256_storeu_ps(to, a) };
+    }
+
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        // SAFETY: a prefetch of any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+}
