@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
-use relevo_gpu::model::StepModel;
+use relevo_gpu::compute::ComputeError;
+use relevo_gpu::model::{KvMemory, StepModel};
 use relevo_wire::{
     BlockIndex, DeviceId, Epoch, GenerateRequest, Instant64, LayerIndex, LeaseId, RequestError, SequenceId, StreamEvent,
 };
@@ -231,6 +232,8 @@ pub struct EnginePorts {
     pub epoch: Epoch,
     /// The model. After the first epoch the thread resets it ([`StepModel::reset`]) before its first step.
     pub model: Box<dyn StepModel>,
+    /// Told once the model is ready: its KV memory, for those who move blocks. After an error the thread ends.
+    pub started: oneshot::Sender<Result<Arc<dyn KvMemory>, ComputeError>>,
     /// Orders. Closed: stop at once, as after [`DeviceCommand::Drain`] with a deadline that has passed.
     pub commands: mpsc::Receiver<DeviceCommand>,
     /// News for the role actors.

@@ -3,7 +3,8 @@
 use rkyv::rancor::Error as RkyvError;
 use rkyv::util::AlignedVec;
 
-use crate::{BlockIndex, Epoch, KvLayout, LayerIndex, LeaseId, SequenceId};
+use crate::kv::ArchivedElementType;
+use crate::{BLOCK_TOKENS, BlockIndex, ElementType, Epoch, KvLayout, LayerIndex, LeaseId, RequestId, SequenceId};
 
 /// Version of every frame; two that differ by more than one do not talk.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -108,5 +109,45 @@ impl KvBlocksHeader {
             });
         }
         Ok(header)
+    }
+}
+
+impl ArchivedKvBlocksHeader {
+    /// Bytes of each block by the sender's layout; nothing if that is absurd.
+    pub fn layout_block_bytes(&self) -> Option<usize> {
+        let layout = self.layout();
+        let elements = (layout.key_dim as usize).checked_add(layout.value_dim as usize)?;
+        let elements = elements.checked_mul(layout.num_kv_heads as usize)?.checked_mul(BLOCK_TOKENS)?;
+        elements.checked_mul(layout.element.byte_len())
+    }
+
+    /// The sender's layout.
+    pub fn layout(&self) -> KvLayout {
+        let layout = &self.layout;
+        KvLayout {
+            num_layers: layout.num_layers.to_native(),
+            num_kv_heads: layout.num_kv_heads.to_native(),
+            key_dim: layout.key_dim.to_native(),
+            value_dim: layout.value_dim.to_native(),
+            element: match layout.element {
+                ArchivedElementType::F32 => ElementType::F32,
+                ArchivedElementType::F16 => ElementType::F16,
+                ArchivedElementType::Bf16 => ElementType::Bf16,
+            },
+        }
+    }
+
+    /// The sequence that the blocks belong to.
+    pub fn sequence(&self) -> SequenceId {
+        SequenceId {
+            request: RequestId(self.sequence.request.0.to_native()),
+            choice: self.sequence.choice.to_native(),
+            attempt: self.sequence.attempt.to_native(),
+        }
+    }
+
+    /// The receiver's blocks that they go to.
+    pub fn targets(&self) -> impl ExactSizeIterator<Item = BlockIndex> + '_ {
+        self.blocks.iter().map(|block| BlockIndex(block.0.to_native()))
     }
 }
