@@ -3,4 +3,5 @@
 pub mod clock;
 pub mod device;
 pub mod gateway;
+pub mod policy;
 pub mod status;
