@@ -19,12 +19,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use relevo_gpu::compute::RowOutput;
 use relevo_wire::{BlockIndex, Epoch, Instant64, LayerIndex, LeaseId, SequenceId, StreamEvent};
 
-use super::interface::{DeviceCommand, DeviceEvent};
+use super::interface::{DeviceCommand, DeviceEvent, EngineStats};
 use super::sequence::Sequence;
 use crate::policy::blocks::BlockPool;
 use crate::policy::fairness::{FairQueue, Waiting};
 use crate::policy::prefix::{BuildPrefixKeyHasher, PrefixKey};
-use crate::status::{DeviceStatus, KvBlocks};
+use crate::status::KvBlocks;
 
 pub use limits::{CoreLimits, LimitsError};
 pub use planning::{PlanBuffers, StepShape};
@@ -101,6 +101,8 @@ pub struct CoreCounters {
 #[derive(Debug)]
 pub struct DeviceCore {
     limits: CoreLimits,
+    /// Tokens that a sequence may have: the model's context, as far as the pool can hold it.
+    max_context: usize,
     epoch: Epoch,
     pool: BlockPool,
     slots: Vec<Option<Sequence>>,
@@ -135,6 +137,7 @@ impl DeviceCore {
         let limits = limits.checked()?;
         Ok(Self {
             pool: BlockPool::new(limits.num_blocks),
+            max_context: limits.served_context(),
             limits,
             epoch,
             slots: Vec::new(),
@@ -244,18 +247,17 @@ impl DeviceCore {
         self.leases.len()
     }
 
-    /// A snapshot; `name` and `roles` are the caller's to fill in.
-    pub fn status(&self) -> DeviceStatus {
-        DeviceStatus {
-            epoch: self.epoch.0,
-            running_requests: self.running.len() as u64,
-            waiting_requests: self.num_waiting() as u64,
+    /// A snapshot.
+    pub fn stats(&self) -> EngineStats {
+        EngineStats {
+            steps: self.counters.steps,
+            running: self.running.len() as u64,
+            waiting: self.num_waiting() as u64,
             leases: self.leases.len() as u64,
             kv_blocks: self.pool.counts(),
             prefix_hit_tokens: self.counters.prefix_hit_tokens,
             prefix_query_tokens: self.counters.prefix_query_tokens,
-            steps: self.counters.steps,
-            ..DeviceStatus::default()
+            busy: self.step.in_flight || !self.running.is_empty() || !self.queue.is_empty(),
         }
     }
 }

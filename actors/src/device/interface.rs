@@ -29,7 +29,8 @@ pub enum DeviceCommand {
         destination: Destination,
     },
     /// From the PrefillActor: the lease that [`DeviceEvent::LeaseWanted`] asked for. A refusal is answered by the lease of
-    /// another device, or by [`DeviceCommand::Abort`].
+    /// another device, or by [`DeviceCommand::Abort`]. A sequence that does not wait for a lease ignores it: one whose lease was lost is
+    /// aborted, and its next attempt finds its blocks in the prefix cache.
     UseLease {
         /// The sequence.
         sequence: SequenceId,
@@ -38,7 +39,7 @@ pub enum DeviceCommand {
     },
     /// From the DecodeActor: reserve blocks for a sequence that is prefilled elsewhere.
     Reserve {
-        /// Minted by the DecodeActor.
+        /// Minted by the DecodeActor; ids only grow within an epoch, also over a restart of the actor.
         lease: LeaseId,
         /// The sequence; its leading blocks may be cached here already.
         request: Arc<GenerateRequest>,

@@ -189,12 +189,12 @@ impl Sequence {
         }
         self.name_blocks();
         let (blocks, _) = self.tokens.as_chunks::<BLOCK_TOKENS>();
-        for block_index in self.prefixes.num_registered..num_full {
-            let (key, own) = (self.prefixes.keys[block_index], self.table[block_index]);
-            if let Registered::Duplicate(holder) = pool.register(own, key, self.request.tenant, &blocks[block_index]) {
+        let named = self.table.iter_mut().zip(&self.prefixes.keys).zip(blocks);
+        for ((own, &key), tokens) in named.take(num_full).skip(self.prefixes.num_registered) {
+            if let Registered::Duplicate(holder) = pool.register(*own, key, self.request.tenant, tokens) {
                 pool.retain(holder);
-                pool.release(own);
-                self.table[block_index] = holder;
+                pool.release(*own);
+                *own = holder;
             }
         }
         self.prefixes.num_registered = num_full;

@@ -22,12 +22,15 @@ const MAX_IDLE_TENANTS: usize = 1024;
 /// Sequences that wait, in fair order.
 #[derive(Clone, Debug, Default)]
 pub struct FairQueue {
-    levels: BTreeMap<Reverse<i32>, BTreeMap<TenantId, BTreeSet<(Age, usize)>>>,
+    levels: BTreeMap<Reverse<i32>, BTreeMap<TenantId, Line>>,
     served: BTreeMap<TenantId, u64>,
     /// The count of the tenant served last: where newcomers start.
     floor: u64,
     len: usize,
 }
+
+/// One tenant's waiting sequences of one priority: (age, slot).
+type Line = BTreeSet<(Age, usize)>;
 
 /// Place in the order of arrival; kept through preemption.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

@@ -36,7 +36,7 @@ impl DeviceCore {
     fn try_reserve(&mut self, lease: LeaseId, request: Arc<GenerateRequest>) -> Option<GrantedLease> {
         let is_new = self.last_lease.is_none_or(|last| last < lease);
         let num_context = request.num_context_tokens();
-        let fits = (1..self.limits.max_context).contains(&num_context);
+        let fits = (1..self.max_context).contains(&num_context);
         if !is_new || !fits || self.draining.is_some() || self.num_seats_taken() >= self.limits.max_running {
             return None;
         }
@@ -76,7 +76,7 @@ impl DeviceCore {
     }
 
     fn future_blocks(&self, sequence: &Sequence) -> usize {
-        sequence.num_future_blocks(self.limits.headroom_tokens, self.limits.max_context)
+        sequence.num_future_blocks(self.limits.headroom_tokens, self.max_context)
     }
 
     /// Leading full blocks of the first `num_tokens` tokens that the pool holds under their names.
@@ -106,7 +106,7 @@ impl DeviceCore {
         sequence.cached_tokens = Some(cached_tokens);
         sequence.register_blocks(&mut self.pool);
         sequence.stage = Stage::Running;
-        let ends = sequence.accept(first_token, self.limits.max_context);
+        let ends = sequence.accept(first_token, self.max_context);
         let slot = self.insert(sequence);
         self.seat(slot);
         if let Some(reason) = ends {

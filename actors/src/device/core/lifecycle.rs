@@ -42,7 +42,10 @@ impl DeviceCore {
         if self.draining.is_some() {
             Some(RequestError::ShuttingDown)
         } else if num_tokens > self.limits.max_context || num_context == 0 {
-            Some(RequestError::ContextTooLong { num_tokens, max_context: self.limits.max_context })
+            Some(RequestError::ContextTooLong { num_tokens, max_context: self.max_context })
+        } else if num_tokens > self.max_context {
+            let (num_blocks, pool_blocks) = (blocks_for_tokens(num_tokens), self.pool.len());
+            Some(RequestError::KvPoolTooSmall { num_blocks, pool_blocks })
         } else if self.num_waiting() >= self.limits.max_waiting {
             Some(RequestError::QueueFull {
                 num_waiting: self.num_waiting(),
@@ -58,7 +61,7 @@ impl DeviceCore {
         self.num_taken += 1;
         let most = request.prompt.len() + request.max_tokens as usize;
         let salt = self.limits.prefix_identity.as_ref().map(|identity| identity.salt(request.tenant));
-        let mut sequence = Sequence::new(request, destination, Age(self.num_taken), most.min(self.limits.max_context));
+        let mut sequence = Sequence::new(request, destination, Age(self.num_taken), most.min(self.max_context));
         sequence.prefixes.salt = salt;
         sequence
     }
@@ -99,18 +102,15 @@ impl DeviceCore {
     }
 
     /// The lease that a sequence asked for: it goes back into the queue, where its age puts it in front.
+    /// Whoever does not wait for one keeps what it has: blocks that went out under the old one would be missing under the new.
     pub(super) fn use_lease(&mut self, id: SequenceId, granted: &GrantedLease) {
         let Some(&slot) = self.by_id.get(&id) else { return };
-        let Some(sequence) = self.slots[slot].as_mut() else { return };
+        let Some(sequence) = self.slots[slot].as_mut().filter(|it| it.stage == Stage::AwaitingLease) else { return };
         let num_context = blocks_for_tokens(sequence.tokens.len());
-        let Some(push) = sequence.push.as_mut() else { return };
-        // Under a new lease nothing was sent yet; what the other side holds need not be.
         let num_sent = (granted.num_present as usize).min(num_context);
-        *push = Push { lease: Some(granted.lease), num_sent };
-        if sequence.stage == Stage::AwaitingLease {
-            self.num_awaiting_lease -= 1;
-            self.line_up(slot);
-        }
+        sequence.push = Some(Push { lease: Some(granted.lease), num_sent });
+        self.num_awaiting_lease -= 1;
+        self.line_up(slot);
     }
 
     pub(super) fn abort(&mut self, id: SequenceId, effects: &mut Vec<Effect>) {

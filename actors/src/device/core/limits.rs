@@ -1,7 +1,7 @@
 //! What a device may hold and a step may do.
 
 use relevo_gpu::model::StepModel;
-use relevo_wire::{BLOCK_TOKENS, blocks_for_tokens};
+use relevo_wire::BLOCK_TOKENS;
 
 use crate::policy::prefix::PrefixIdentity;
 
@@ -12,7 +12,7 @@ pub struct CoreLimits {
     pub num_blocks: u32,
     /// Layers of the model: each is pushed by itself.
     pub num_layers: u32,
-    /// Tokens that a sequence may have: the model's context as it is served. What the pool cannot hold is cut off.
+    /// Tokens that a sequence may have by the model's nature or the operator's will; the pool may hold fewer.
     pub max_context: usize,
     /// Rows of a step at most.
     pub max_rows: usize,
@@ -85,13 +85,7 @@ impl CoreLimits {
         at_least("max_rows", self.max_rows, self.max_running + BLOCK_TOKENS)?;
         self.max_mixed_rows = self.max_mixed_rows.min(self.max_rows);
         at_least("max_mixed_rows", self.max_mixed_rows, BLOCK_TOKENS)?;
-        self.max_context = self.served_context();
         Ok(self)
-    }
-
-    /// Blocks that a sequence needs in the worst case.
-    pub(super) fn worst_case_blocks(&self, num_tokens: usize) -> usize {
-        blocks_for_tokens(num_tokens.min(self.max_context))
     }
 }
 

@@ -4,7 +4,7 @@ use relevo_gpu::compute::{OutputRow, Piece, SampleRow, StepPlan};
 use relevo_wire::{BLOCK_TOKENS, BlockIndex, Instant64, blocks_for_tokens};
 
 use super::{DeviceCore, Effect};
-use crate::device::interface::DeviceEvent;
+use crate::device::interface::{DeviceEvent, DeviceRole};
 use crate::device::sequence::{Sequence, Stage};
 use crate::policy::planner::StepBudget;
 
@@ -26,6 +26,8 @@ pub(super) struct PlannedPiece {
     pub(super) num_targets: usize,
     /// The last row draws the next token.
     pub(super) samples: bool,
+    /// Its one row is a drawn token's, not a prompt's.
+    pub(super) decodes: bool,
 }
 
 /// What a step is made of, for the engine's metrics.
@@ -82,7 +84,7 @@ impl DeviceCore {
     pub fn step_shape(&self) -> StepShape {
         let mut shape = StepShape { sequences: self.step.pieces.len(), ..StepShape::default() };
         for piece in &self.step.pieces {
-            *if piece.rows == 1 { &mut shape.decode_rows } else { &mut shape.prefill_rows } += piece.rows;
+            *if piece.decodes { &mut shape.decode_rows } else { &mut shape.prefill_rows } += piece.rows;
         }
         shape
     }
@@ -112,7 +114,7 @@ impl DeviceCore {
             if self.grow(place, end) >= end {
                 self.plan_piece(slot, 1, budget);
                 place += 1;
-            } else if self.running.get(place) == Some(&slot) {
+            } else {
                 self.preempt(slot);
             }
         }
@@ -277,8 +279,9 @@ impl DeviceCore {
         let samples = start + rows == sequence.tokens.len() && sequence.wants_token();
         let num_targets = sequence.targets(start, rows).len();
         sequence.rows_in_step = rows;
+        let decodes = rows == 1 && sequence.role == DeviceRole::Decode;
         budget.take(rows, num_targets + usize::from(samples));
-        self.step.pieces.push(PlannedPiece { slot, start, rows, num_targets, samples });
+        self.step.pieces.push(PlannedPiece { slot, start, rows, num_targets, samples, decodes });
     }
 
     /// Marks the full blocks that a sequence is about to compute.
@@ -325,9 +328,9 @@ impl PlannedPiece {
         let request = &*sequence.request;
         outputs.extend(sequence.targets(self.start, self.rows).map(|target| OutputRow {
             row: target - 1 - self.start,
-            sample: None,
             target: Some(sequence.tokens[target]),
             top_logprobs: request.prompt_logprobs,
+            ..OutputRow::default()
         }));
         if self.samples {
             let (prompt, generated) = sequence.tokens.split_at(sequence.num_prompt());
@@ -340,8 +343,8 @@ impl PlannedPiece {
                     generated,
                     banned: &[],
                 }),
-                target: None,
                 top_logprobs: request.top_logprobs,
+                ..OutputRow::default()
             });
         }
         Piece {

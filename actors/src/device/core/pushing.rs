@@ -43,6 +43,8 @@ impl DeviceCore {
             return;
         }
         let blocks = sequence.table[from..to].to_vec();
+        // Pinned with all their predecessors, so that these do not become idle, and are not evicted, before them.
+        let pinned = sequence.table[..to].to_vec();
         let pin = self.next_pin;
         self.next_pin.0 += 1;
         effects.push(Effect::Push {
@@ -51,9 +53,9 @@ impl DeviceCore {
             lease,
             layer,
             first_block: u32::try_from(from).unwrap_or(u32::MAX),
-            blocks: blocks.clone(),
+            blocks,
         });
-        self.pin(pin, blocks);
+        self.pin(pin, pinned);
     }
 
     fn pin(&mut self, pin: PinId, blocks: Vec<BlockIndex>) {

@@ -59,7 +59,7 @@ impl DeviceCore {
         let is_complete = sequence.num_computed == sequence.tokens.len();
         let tenant = sequence.request.tenant;
         self.queue.charge(tenant, charge_for(piece));
-        self.counters.prompt_tokens += if piece.rows > 1 || !piece.samples { piece.rows as u64 } else { 0 };
+        self.counters.prompt_tokens += if piece.decodes { 0 } else { piece.rows as u64 };
         self.unclaim(piece.slot, num_full);
         self.mark_sent(piece.slot, num_held);
         if piece.samples {
@@ -77,7 +77,7 @@ impl DeviceCore {
         let Some(sequence) = self.slots[slot].as_mut() else { return };
         let index = u32::try_from(sequence.num_generated()).unwrap_or(u32::MAX);
         effects.push(Effect::Emit(sequence.id(), StreamEvent::Token { index, token, logprobs }));
-        let ends = sequence.accept(token, self.limits.max_context);
+        let ends = sequence.accept(token, self.max_context);
         self.counters.generated_tokens += 1;
         if sequence.role == DeviceRole::Prefill {
             self.finish_prefill(slot, Some(token), ends.is_some(), effects);
@@ -114,6 +114,6 @@ impl DeviceCore {
 }
 
 fn charge_for(piece: PlannedPiece) -> u64 {
-    let drawn = if piece.samples { GENERATED_TOKEN_COST } else { 0 };
-    piece.rows as u64 * PROMPT_TOKEN_COST + drawn
+    let computed = if piece.decodes { 0 } else { piece.rows as u64 * PROMPT_TOKEN_COST };
+    computed + if piece.samples { GENERATED_TOKEN_COST } else { 0 }
 }
