@@ -8,7 +8,7 @@ use super::aligned::AlignedVec;
 use super::attention::{AttentionScratch, AttentionTask, paged_attention};
 use super::isa::Isa;
 use super::kv_pool::KvPool;
-use super::plain_matmul::{self as matmul, Input, PackedMatrix, Product, matmul};
+use super::matmul::{self, Input, PackedMatrix, Product, matmul};
 use super::pool::{DisjointMut, ThreadPool, share};
 use super::rope::{RopeAndStoreTask, RopeTables, rope_and_store};
 use super::uploaded_step::UploadedStep;
