@@ -14,3 +14,4 @@ pub mod model_command;
 pub mod model_store;
 pub mod status_command;
 pub mod terminal;
+pub mod text;

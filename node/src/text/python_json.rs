@@ -1,0 +1,43 @@
+//! JSON as Python's `json.dumps` writes it, which is what chat templates were tested with.
+
+use std::io;
+
+use serde::Serialize;
+use serde_json::Value;
+use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+
+/// Writes `value` as `json.dumps(value, ensure_ascii=False, indent=indent)`: `, ` and `: ` between items, on one line without `indent`.
+///
+/// # Errors
+/// None that a [`Value`] could cause.
+pub(super) fn dumps(value: &Value, indent: Option<usize>) -> Result<String, serde_json::Error> {
+    let mut out = Vec::new();
+    match indent {
+        Some(width) => {
+            let spaces = " ".repeat(width);
+            value.serialize(&mut Serializer::with_formatter(
+                &mut out,
+                PrettyFormatter::with_indent(spaces.as_bytes()),
+            ))?;
+        }
+        None => value.serialize(&mut Serializer::with_formatter(&mut out, OneLine))?,
+    }
+    String::from_utf8(out).map_err(serde::ser::Error::custom)
+}
+
+/// Python's default separators.
+struct OneLine;
+
+impl Formatter for OneLine {
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
