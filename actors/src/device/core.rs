@@ -197,9 +197,10 @@ impl DeviceCore {
         first.into_iter().chain(draining).min()
     }
 
-    /// The step in flight ran these sequences, in row order.
+    /// Whom the step in flight runs, in row order; nobody if there is none.
     pub fn stepping(&self) -> impl Iterator<Item = SequenceId> + '_ {
-        self.step.pieces.iter().filter_map(|piece| Some(self.slots[piece.slot].as_ref()?.id()))
+        let pieces = if self.step.in_flight { self.step.pieces.as_slice() } else { &[] };
+        pieces.iter().filter_map(|piece| Some(self.slots[piece.slot].as_ref()?.id()))
     }
 
     /// Whether a step was planned and is not done.

@@ -231,9 +231,9 @@ pub struct EnginePorts {
     pub device: DeviceId,
     /// The pool starts empty in this epoch; every [`GrantedLease`] carries it.
     pub epoch: Epoch,
-    /// The model. After the first epoch the thread resets it ([`StepModel::reset`]) before its first step.
+    /// The model, over an empty pool: as loaded, or as the epoch before has left it in its [`EngineExit`].
     pub model: Box<dyn StepModel>,
-    /// Told once the model is ready: its KV memory, for those who move blocks. After an error the thread ends.
+    /// Told once the thread runs: the model's KV memory, for those who move blocks. After an error the thread ends.
     pub started: oneshot::Sender<Result<Arc<dyn KvMemory>, ComputeError>>,
     /// Orders. Closed: stop at once, as after [`DeviceCommand::Drain`] with a deadline that has passed.
     pub commands: mpsc::Receiver<DeviceCommand>,
@@ -272,6 +272,7 @@ pub struct EngineStats {
 
 /// What an engine thread leaves behind, after [`DeviceEvent::Stopped`] or [`DeviceEvent::Faulted`].
 pub struct EngineExit {
-    /// The model with its weights, for the next epoch; absent if it cannot be trusted any more.
+    /// The model with its weights, over a fresh pool ([`StepModel::reset`]), for the next epoch: ask it for its new
+    /// [`StepModel::kv_memory`]. Who still reads or writes the old one harms nobody. Absent if it could not be reset.
     pub model: Option<Box<dyn StepModel>>,
 }

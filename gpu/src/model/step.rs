@@ -50,8 +50,8 @@ pub trait StepModel: Send {
     fn abandon_step(&mut self);
 
     /// After a fault: gives up the step in flight and puts a fresh KV pool of the same size in the place of the old one, whose memory
-    /// lives on as long as somebody holds [`StepModel::kv_memory`] or bytes of it. The weights stay. The engine calls it on the thread
-    /// that begins the next epoch, before its first step, and asks for [`StepModel::kv_memory`] again.
+    /// lives on as long as somebody holds [`StepModel::kv_memory`] or bytes of it. The weights stay. An engine calls it at the end of an
+    /// epoch; who begins the next one asks for [`StepModel::kv_memory`] again.
     ///
     /// # Errors
     /// The device failed for good, or memory is short.

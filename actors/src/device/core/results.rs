@@ -30,6 +30,7 @@ impl DeviceCore {
         for piece in &pieces {
             if let Err(MissingOutput(what)) = self.finish_piece(*piece, &mut outputs, effects) {
                 effects.push(Effect::Fault(format!("an output row came without {what}")));
+                self.step.in_flight = true;
                 break;
             }
         }
