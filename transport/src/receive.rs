@@ -1,5 +1,7 @@
 //! The receiving side: each frame is validated in place before a single byte of it counts.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use relevo_wire::{ArchivedKvBlocksHeader, FrameError, KvBlocksHeader, checksum};
 
@@ -25,9 +27,9 @@ pub enum Refusal {
 }
 
 /// Receives frames until the link closes.
-pub async fn serve_frames(mut receiver: FrameReceiver, sink: impl FrameSink) {
+pub async fn serve_frames(mut receiver: FrameReceiver, sink: Arc<impl FrameSink>) {
     while let Some(delivery) = receiver.next().await {
-        let answer = receive_frame(delivery.frame(), &sink);
+        let answer = receive_frame(delivery.frame(), sink.as_ref());
         delivery.answer(answer);
     }
 }

@@ -3,10 +3,14 @@
 mod core;
 mod engine;
 mod engine_metrics;
+mod faulty_model;
 mod interface;
 mod outbox;
 mod pins;
+mod port;
+mod pump;
 mod sequence;
+mod supervisor;
 mod thread_waker;
 
 pub use self::core::{
@@ -17,3 +21,5 @@ pub use interface::{
     Destination, DeviceCommand, DeviceEvent, DeviceRole, EngineExit, EnginePorts, EngineStats, GrantedLease,
     SequenceOutcome, TokenBatch,
 };
+pub(crate) use port::DevicePort;
+pub(crate) use supervisor::{DeviceSupervisor, SupervisorArguments, SupervisorMessage, bury};

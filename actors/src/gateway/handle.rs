@@ -58,6 +58,14 @@ impl Gateway {
     }
 }
 
+impl Gateway {
+    /// Submissions that wait to be taken in, and how many may.
+    pub(crate) fn depth(&self) -> (usize, usize) {
+        let capacity = self.submissions.max_capacity();
+        (capacity - self.submissions.capacity(), capacity)
+    }
+}
+
 impl SequenceStream {
     /// The next event; `None` after the last one, or if the stream was cut.
     pub async fn next(&mut self) -> Option<StreamEvent> {

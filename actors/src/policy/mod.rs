@@ -1,9 +1,14 @@
-//! The pure decisions: which block is given away, which prefix is held, who goes first, what a step may hold.
+//! The pure decisions: which block is given away, which prefix is held, who goes first, what a step may hold,
+//! which worker serves.
 //!
 //! **Invariant:** no I/O, no clock, no async, no randomness in here.
 
 pub mod blocks;
 pub mod eviction;
 pub mod fairness;
+pub mod hints;
+pub mod leases;
 pub mod planner;
 pub mod prefix;
+pub mod restarts;
+pub mod routing;

@@ -30,9 +30,6 @@ impl Lanes for Portable {
     const NUM_REGISTERS: usize = 8;
 
     #[inline(always)]
-    fn prefetch<T>(_address: *const T) {}
-
-    #[inline(always)]
     fn splat(value: f32) -> Self {
         Self([value; 16])
     }

@@ -1,0 +1,82 @@
+//! What the actors of one process share: where to find each other, the streams that outlive them all, the fault switches.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use relevo_wire::{DeviceId, MapVersion};
+
+use super::options::{ClusterOptions, Limits};
+use super::slot::Slot;
+use super::tree::SupervisionTree;
+use crate::coordinator::{ClusterMap, CoordinatorMessage};
+use crate::device::DevicePort;
+use crate::faults::FaultSwitches;
+use crate::gateway::{GatewayMessage, Keeper};
+use crate::policy::routing::Disaggregate;
+use crate::router::RouterMessage;
+
+/// One for each cluster; every actor holds it.
+pub(crate) struct Directory {
+    pub(crate) node: String,
+    pub(crate) coordinator: Slot<CoordinatorMessage>,
+    pub(crate) router: Slot<RouterMessage>,
+    pub(crate) gateway: Slot<GatewayMessage>,
+    pub(crate) devices: BTreeMap<DeviceId, Arc<DevicePort>>,
+    pub(crate) keeper: Keeper,
+    pub(crate) tree: SupervisionTree,
+    pub(crate) faults: Arc<FaultSwitches>,
+    pub(crate) allow_faults: bool,
+    pub(crate) limits: Limits,
+    pub(crate) disaggregate: Disaggregate,
+    /// Sequences that wait in the router, for status.
+    pub(crate) router_waiting: AtomicUsize,
+    /// The last map that was published: what everyone acts on while the coordinator is away.
+    map: RwLock<ClusterMap>,
+}
+
+impl Directory {
+    pub(super) fn new(options: &ClusterOptions) -> Self {
+        let devices = (0u32..).map(DeviceId).zip(&options.devices);
+        let port = |id, spec: &super::DeviceSpec| Arc::new(DevicePort::new(id, spec.name.clone(), spec.roles.clone()));
+        Self {
+            node: options.node.clone(),
+            coordinator: Slot::default(),
+            router: Slot::default(),
+            gateway: Slot::default(),
+            devices: devices.map(|(id, spec)| (id, port(id, spec))).collect(),
+            keeper: Keeper::new(options.max_live()),
+            tree: SupervisionTree::default(),
+            faults: Arc::new(FaultSwitches::new(options.faults.clone().unwrap_or_default())),
+            allow_faults: options.faults.is_some(),
+            limits: options.limits,
+            disaggregate: options.disaggregate,
+            router_waiting: AtomicUsize::new(0),
+            map: RwLock::default(),
+        }
+    }
+
+    /// The device, if there is one of that id.
+    pub(crate) fn device(&self, device: DeviceId) -> Option<&Arc<DevicePort>> {
+        self.devices.get(&device)
+    }
+
+    /// The last map that was published.
+    pub(crate) fn map(&self) -> ClusterMap {
+        self.map.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Its term and version.
+    pub(crate) fn map_seen(&self) -> (u64, MapVersion) {
+        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+        (map.term, map.version)
+    }
+
+    /// Keeps a map, unless a newer one is there.
+    pub(crate) fn publish(&self, map: ClusterMap) {
+        let mut kept = self.map.write().unwrap_or_else(PoisonError::into_inner);
+        if (map.term, map.version) > (kept.term, kept.version) {
+            *kept = map;
+        }
+    }
+}

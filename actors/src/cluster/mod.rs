@@ -1,0 +1,188 @@
+//! A cluster in this process: started with its devices, handed out as a gateway, asked for its status, drained at the end.
+
+mod directory;
+mod options;
+mod root;
+mod runner;
+mod slot;
+mod snapshot;
+mod tree;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::task::JoinSet;
+
+pub(crate) use directory::Directory;
+pub use options::{ClusterOptions, DeviceSpec, Limits, ModelFactory, TuneLimits};
+pub(crate) use slot::Slot;
+
+use self::root::{RootArguments, RootMessage};
+use self::runner::Runner;
+use crate::coordinator::{CoordinatorMessage, Standing};
+use crate::device::{DeviceRole, SupervisorMessage};
+use crate::faults::Fault;
+use crate::gateway::{Gateway, GatewayMessage, Intake, gateway_channel};
+use crate::status::ClusterStatus;
+
+/// Submissions on their way to the keeper: a burst of connections.
+const SUBMISSION_CAPACITY: usize = 256;
+
+/// Steps' tokens that the engines may be ahead of the gateway.
+const TOKEN_CAPACITY: usize = 1024;
+
+/// What is kept back of the time for a shutdown, to stop the tree and the engines once the streams are over.
+const STOP_TIME: Duration = Duration::from_secs(1);
+
+/// A running cluster. Dropping it without [`Cluster::shutdown`] ends its streams without a word.
+pub struct Cluster {
+    directory: Arc<Directory>,
+    gateway: Gateway,
+    intake: Intake,
+    root: Arc<Slot<RootMessage>>,
+    stop: watch::Sender<bool>,
+    failed: watch::Receiver<bool>,
+    runner: Mutex<JoinSet<()>>,
+}
+
+/// Why a cluster does not start, or cannot be broken.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// The configuration's fault.
+    #[error("no device plays {0}, and one must")]
+    RoleMissing(&'static str),
+    /// A device does not start.
+    #[error("the cluster does not start: {0}")]
+    Start(String),
+    /// Fault switches without leave.
+    #[error("fault switches are not allowed here")]
+    FaultsForbidden,
+    /// No actor of that name.
+    #[error("no actor is named {0}")]
+    UnknownActor(String),
+}
+
+impl Cluster {
+    /// Starts the tree: coordinator, router, gateway, and each device with its engine and roles. When it returns, it serves.
+    ///
+    /// Install a metrics recorder before, if there is to be one. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// See [`ClusterError`].
+    pub async fn start(options: ClusterOptions) -> Result<Self, ClusterError> {
+        for (role, name) in [(DeviceRole::Prefill, "prefill"), (DeviceRole::Decode, "decode")] {
+            if !options.devices.iter().any(|device| device.roles.contains(&role)) {
+                return Err(ClusterError::RoleMissing(name));
+            }
+        }
+        let directory = Arc::new(Directory::new(&options));
+        let (gateway, submissions) = gateway_channel(SUBMISSION_CAPACITY);
+        let (tokens, token_receiver) = mpsc::channel(TOKEN_CAPACITY);
+        let intake =
+            Intake { submissions: Arc::new(Mutex::new(submissions)), tokens: Arc::new(Mutex::new(token_receiver)) };
+        let arguments = RootArguments {
+            directory: Arc::clone(&directory),
+            specs: options.devices.into(),
+            intake: intake.clone(),
+            tokens,
+        };
+        let root = Arc::new(Slot::default());
+        let (stop, stopped) = watch::channel(false);
+        let (failed_sender, failed) = watch::channel(false);
+        let runner = Runner::start(arguments, Arc::clone(&root), failed_sender)
+            .await
+            .map_err(|error| ClusterError::Start(error.to_string()))?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(runner.run(stopped));
+        Ok(Self { directory, gateway, intake, root, stop, failed, runner: Mutex::new(tasks) })
+    }
+
+    /// The way in.
+    pub fn gateway(&self) -> Gateway {
+        self.gateway.clone()
+    }
+
+    /// A snapshot of the whole.
+    pub fn status(&self) -> ClusterStatus {
+        snapshot::status(&self.directory, &self.gateway)
+    }
+
+    /// Whether a prefill and a decode worker serve now.
+    pub fn is_ready(&self) -> bool {
+        let map = self.directory.map();
+        let serves = |role| {
+            map.devices.iter().any(|entry| entry.standing == Standing::Serving && entry.facts.roles.contains(&role))
+        };
+        !*self.failed.borrow() && serves(DeviceRole::Prefill) && serves(DeviceRole::Decode)
+    }
+
+    /// Returns when the cluster has given itself up: its root died too often, or its last device cannot be started again.
+    pub async fn failed(&self) {
+        let mut failed = self.failed.clone();
+        // An error says that the runner has ended, by a shutdown: then this never returns.
+        if failed.wait_for(|failed| *failed).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Drains: takes nothing new, lets streams end, and at the deadline fails those that are still open with `ShuttingDown`; then stops
+    /// the tree and the engines. It is done about when `deadline` has gone by, at the latest a step later.
+    pub async fn shutdown(&self, deadline: Duration) {
+        self.directory.keeper.close();
+        self.directory.keeper.drain(&self.directory, deadline.saturating_sub(STOP_TIME)).await;
+        // Fails when the runner has ended already.
+        let _ = self.stop.send(true);
+        let mut runner = self.runner.lock().await;
+        while runner.join_next().await.is_some() {}
+        // Whoever submits from here on is told so.
+        let mut submissions = self.intake.submissions.lock().await;
+        submissions.close();
+        while let Some(submission) = submissions.recv().await {
+            self.directory.keeper.admit(&self.directory, submission);
+        }
+    }
+
+    /// Throws a fault switch.
+    ///
+    /// # Errors
+    /// [`ClusterError::FaultsForbidden`], unless the options allow them.
+    pub fn inject(&self, fault: Fault) -> Result<(), ClusterError> {
+        if !self.directory.allow_faults {
+            return Err(ClusterError::FaultsForbidden);
+        }
+        self.directory.faults.add(fault);
+        Ok(())
+    }
+
+    /// Lets an actor (or an engine) panic, by its name in the supervision tree. An engine dies at its next step.
+    ///
+    /// # Errors
+    /// [`ClusterError::FaultsForbidden`], unless the options allow faults; [`ClusterError::UnknownActor`].
+    pub fn kill(&self, name: &str) -> Result<(), ClusterError> {
+        if !self.directory.allow_faults {
+            return Err(ClusterError::FaultsForbidden);
+        }
+        if !self.directory.tree.status().iter().any(|actor| actor.name == name) {
+            return Err(ClusterError::UnknownActor(name.to_owned()));
+        }
+        self.directory.faults.doom(name);
+        self.poke_all();
+        Ok(())
+    }
+
+    /// Wakes every actor, so that the one that is doomed meets its fate.
+    fn poke_all(&self) {
+        let directory = &self.directory;
+        let mut poked = self.root.cast(RootMessage::Poke);
+        poked &= directory.coordinator.cast(CoordinatorMessage::Poke);
+        poked &= directory.router.cast(crate::router::RouterMessage::Poke);
+        poked &= directory.gateway.cast(GatewayMessage::Poke);
+        for port in directory.devices.values() {
+            poked &= port.supervisor.cast(SupervisorMessage::Poke);
+            poked &= port.prefill.cast(crate::prefill::PrefillMessage::Poke);
+            poked &= port.decode.cast(crate::decode::DecodeMessage::Poke);
+        }
+        tracing::debug!(all_alive = poked, "poked every actor");
+    }
+}

@@ -1,0 +1,107 @@
+//! What a cluster is started with.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use relevo_gpu::compute::ComputeError;
+use relevo_gpu::model::StepModel;
+
+use crate::device::{CoreLimits, DeviceRole};
+use crate::faults::Fault;
+use crate::policy::restarts::RestartIntensity;
+use crate::policy::routing::Disaggregate;
+
+/// Makes a device's model: at its start, and again if its engine cannot be revived. It may take its time; weights that are mapped once and
+/// shared make the second time short.
+pub type ModelFactory = Arc<dyn Fn() -> Result<Box<dyn StepModel>, ComputeError> + Send + Sync>;
+
+/// Adjusts the limits that were derived from the model.
+pub type TuneLimits = Arc<dyn Fn(CoreLimits) -> CoreLimits + Send + Sync>;
+
+/// A cluster, or this process's part of one.
+pub struct ClusterOptions {
+    /// The process's name, in status.
+    pub node: String,
+    /// Its devices; ids are given in this order. At least one plays prefill, at least one decode.
+    pub devices: Vec<DeviceSpec>,
+    /// Whether prefill and decode of a request may be on two devices.
+    pub disaggregate: Disaggregate,
+    /// Bounds.
+    pub limits: Limits,
+    /// Fault switches: `None` forbids them, an empty list allows [`super::Cluster::inject`].
+    pub faults: Option<Vec<Fault>>,
+}
+
+/// A device.
+#[derive(Clone)]
+pub struct DeviceSpec {
+    /// Such as `cpu0`.
+    pub name: String,
+    /// What it does.
+    pub roles: Vec<DeviceRole>,
+    /// Its model.
+    pub model: ModelFactory,
+    /// Its limits, from those of the model.
+    pub tune: TuneLimits,
+}
+
+impl DeviceSpec {
+    /// A device with the limits of its model.
+    pub fn new(
+        name: impl Into<String>,
+        roles: &[DeviceRole],
+        model: impl Fn() -> Result<Box<dyn StepModel>, ComputeError> + Send + Sync + 'static,
+    ) -> Self {
+        Self { name: name.into(), roles: roles.to_vec(), model: Arc::new(model), tune: Arc::new(|limits| limits) }
+    }
+}
+
+/// Bounds of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sequences that may wait for a worker.
+    pub max_waiting: usize,
+    /// Sequences that a device may have in flight.
+    pub max_running: usize,
+    /// Of these, how many may wait for their first token.
+    pub max_prefilling: usize,
+    /// How long a lease lives without a layer arriving.
+    pub lease_term: Duration,
+    /// How long a busy engine may go without computing a layer.
+    pub hang_after: Duration,
+    /// How often children may die before their supervisor does.
+    pub restarts: RestartIntensity,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_waiting: 1024,
+            max_running: 256,
+            // A few steps' worth of prompts: the order among those that wait is kept by the router.
+            max_prefilling: 32,
+            // Longer than any step of a prefill that goes well, shorter than a client's patience.
+            lease_term: Duration::from_secs(10),
+            // A layer of a full chunk of a large model takes a CPU about a second.
+            hang_after: Duration::from_secs(30),
+            restarts: RestartIntensity::default(),
+        }
+    }
+}
+
+impl ClusterOptions {
+    /// One process with these devices, everything else by default, no faults.
+    pub fn new(devices: Vec<DeviceSpec>) -> Self {
+        Self {
+            node: "relevo".into(),
+            devices,
+            disaggregate: Disaggregate::default(),
+            limits: Limits::default(),
+            faults: None,
+        }
+    }
+
+    pub(super) fn max_live(&self) -> usize {
+        self.limits.max_waiting + self.limits.max_running * self.devices.len()
+    }
+}

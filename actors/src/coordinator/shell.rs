@@ -1,0 +1,113 @@
+//! The coordinator's actor: carries out what [`CoordinatorCore`] decides.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::task::JoinSet;
+
+use super::core::{CoordinatorCore, CoordinatorEffect, CoordinatorEvent, CoordinatorLimits, Heartbeat};
+use crate::clock;
+use crate::cluster::Directory;
+use crate::router::RouterMessage;
+
+/// Name in the supervision tree.
+pub(crate) const NAME: &str = "coordinator";
+
+/// How often silence is looked for.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Silence after which a device is suspected: five heartbeats.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// The coordinator's actor.
+pub(crate) struct CoordinatorActor;
+
+/// Its messages.
+#[derive(Debug)]
+pub(crate) enum CoordinatorMessage {
+    /// A device lives.
+    Heartbeat(Heartbeat),
+    /// A device is given up.
+    Left(relevo_wire::DeviceId),
+    /// Time went by.
+    Tick,
+    /// To see whether the fault switches let it live.
+    Poke,
+}
+
+pub(crate) struct CoordinatorState {
+    directory: Arc<Directory>,
+    core: CoordinatorCore,
+    /// Dropped with the state, which ends the tasks.
+    _tasks: JoinSet<()>,
+}
+
+impl Actor for CoordinatorActor {
+    type Msg = CoordinatorMessage;
+    type State = CoordinatorState;
+    type Arguments = Arc<Directory>;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        directory: Self::Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(tick(myself.clone()));
+        let limits = CoordinatorLimits { silence: SILENCE, no_progress: directory.limits.hang_after, tick: TICK };
+        directory.coordinator.set(myself);
+        Ok(CoordinatorState { directory, core: CoordinatorCore::new(limits), _tasks: tasks })
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        state.directory.faults.on_message(NAME);
+        match message {
+            CoordinatorMessage::Heartbeat(heartbeat) => state.handle(CoordinatorEvent::Heartbeat(heartbeat)),
+            CoordinatorMessage::Left(device) => state.handle(CoordinatorEvent::Left(device)),
+            CoordinatorMessage::Tick => {
+                state.handle(CoordinatorEvent::Tick);
+                // The router may have been restarted since: it drops a map that it has.
+                let _ = state.directory.router.cast(RouterMessage::Map(state.core.map().clone()));
+            }
+            CoordinatorMessage::Poke => {}
+        }
+        Ok(())
+    }
+}
+
+impl CoordinatorState {
+    fn handle(&mut self, event: CoordinatorEvent) {
+        let mut effects = Vec::new();
+        self.core.handle(event, clock::now(), &mut effects);
+        for effect in effects {
+            match effect {
+                CoordinatorEffect::Publish(map) => {
+                    tracing::debug!(term = map.term, version = %map.version, "publishes the cluster map");
+                    self.directory.publish(map.clone());
+                    let _ = self.directory.router.cast(RouterMessage::Map(map));
+                }
+                CoordinatorEffect::Suspect(device) => {
+                    tracing::warn!(%device, "is suspected");
+                    metrics::counter!("relevo_suspicions_total").increment(1);
+                }
+            }
+        }
+    }
+}
+
+async fn tick(coordinator: ActorRef<CoordinatorMessage>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if coordinator.cast(CoordinatorMessage::Tick).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! The decode role's actor: carries out what [`DecodeCore`] decides.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use relevo_wire::{DeviceId, LeaseId, SequenceId};
+use tokio::task::JoinSet;
+
+use super::core::{DecodeCore, DecodeEffect, DecodeEvent};
+use super::landing::LandingEvent;
+use crate::clock;
+use crate::cluster::Directory;
+use crate::device::{DeviceCommand, DevicePort, GrantedLease};
+use crate::gateway::Loss;
+use crate::prefill::{PrefillEvent, PrefillMessage};
+
+/// How often expiry is looked at.
+const TICK: Duration = Duration::from_millis(20);
+
+/// The decode role's actor.
+pub(crate) struct DecodeActor;
+
+/// Its messages.
+#[derive(Debug)]
+pub(crate) enum DecodeMessage {
+    /// Something happened.
+    Event(DecodeEvent),
+    /// Time went by.
+    Tick,
+    /// To see whether the fault switches let it live.
+    Poke,
+}
+
+/// What it is started with.
+pub(crate) struct DecodeArguments {
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) port: Arc<DevicePort>,
+}
+
+pub(crate) struct DecodeState {
+    directory: Arc<Directory>,
+    port: Arc<DevicePort>,
+    myself: ActorRef<DecodeMessage>,
+    name: String,
+    core: DecodeCore,
+    /// Leases that a fault switch lets expire.
+    doomed: Vec<LeaseId>,
+    /// Dropped with the state, which ends the tasks.
+    _tasks: JoinSet<()>,
+}
+
+impl Actor for DecodeActor {
+    type Msg = DecodeMessage;
+    type State = DecodeState;
+    type Arguments = DecodeArguments;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        DecodeArguments { directory, port }: Self::Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(tick(myself.clone()));
+        let (name, core) =
+            (port.decode_name(), DecodeCore::new(port.landing.last_lease(), directory.limits.lease_term));
+        port.decode.set(myself.clone());
+        Ok(DecodeState { directory, port, myself, name, core, doomed: Vec::new(), _tasks: tasks })
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        state.directory.faults.on_message(&state.name);
+        match message {
+            DecodeMessage::Event(event) => state.handle(event),
+            DecodeMessage::Tick => state.tick(),
+            DecodeMessage::Poke => {}
+        }
+        Ok(())
+    }
+}
+
+impl DecodeState {
+    fn handle(&mut self, event: DecodeEvent) {
+        let mut effects = Vec::new();
+        self.core.handle(event, clock::now(), &mut effects);
+        effects.into_iter().for_each(|effect| self.carry_out(effect));
+    }
+
+    fn carry_out(&mut self, effect: DecodeEffect) {
+        match effect {
+            DecodeEffect::Reserve { lease, request } => {
+                self.port.landing.minted(lease);
+                if !self.port.command(DeviceCommand::Reserve { lease, request }) {
+                    self.handle(DecodeEvent::Refused(lease));
+                }
+            }
+            DecodeEffect::Grant { prefill, sequence, lease } => self.grant(prefill, sequence, lease),
+            DecodeEffect::Refuse { prefill, sequence } => {
+                metrics::counter!("relevo_leases_total", "outcome" => "refused").increment(1);
+                let _ = self.to_prefill(prefill, PrefillEvent::LeaseRefused { sequence, decode: self.port.id });
+            }
+            DecodeEffect::Close(lease) => {
+                if self.port.landing.close(lease) {
+                    self.handle(DecodeEvent::WritersGone(lease));
+                }
+            }
+            DecodeEffect::Commit(hand_over) => {
+                metrics::counter!("relevo_leases_total", "outcome" => "committed").increment(1);
+                let committed = self.port.command(DeviceCommand::Commit {
+                    lease: hand_over.lease,
+                    first_token: hand_over.first_token,
+                    cached_tokens: hand_over.cached_tokens,
+                });
+                if !committed {
+                    self.directory.keeper.lost(&self.directory, hand_over.sequence, Loss::Elsewhere);
+                }
+            }
+            // An engine that is gone has freed everything.
+            DecodeEffect::Release(lease) => {
+                metrics::counter!("relevo_leases_total", "outcome" => "released").increment(1);
+                let _ = self.port.command(DeviceCommand::Release { lease });
+            }
+            DecodeEffect::Abort(sequence) => {
+                let _ = self.port.command(DeviceCommand::Abort { sequence });
+            }
+            DecodeEffect::Lost(sequence) => {
+                metrics::counter!("relevo_leases_expired_total").increment(1);
+                tracing::warn!(%sequence, "its lease has expired");
+                self.directory.keeper.lost(&self.directory, sequence, Loss::Elsewhere);
+            }
+        }
+    }
+
+    fn grant(&mut self, prefill: DeviceId, sequence: SequenceId, lease: GrantedLease) {
+        let id = lease.lease;
+        let Some(kv) = self.port.kv_memory_of(lease.epoch) else {
+            self.handle(DecodeEvent::Returned(id));
+            return;
+        };
+        let is_doomed = self.directory.faults.on_lease();
+        if is_doomed {
+            self.doomed.push(id);
+        }
+        let myself = self.myself.clone();
+        self.port.landing.open(sequence, lease.clone(), kv, move |event| {
+            let event = match event {
+                // It would not live to expire.
+                LandingEvent::Complete(_) if is_doomed => return,
+                LandingEvent::Complete(lease) => DecodeEvent::Complete(lease),
+                LandingEvent::WritersGone(lease) => DecodeEvent::WritersGone(lease),
+            };
+            let _ = myself.cast(DecodeMessage::Event(event));
+        });
+        if !self.to_prefill(prefill, PrefillEvent::Granted { sequence, decode: self.port.id, lease }) {
+            self.handle(DecodeEvent::Returned(id));
+        }
+    }
+
+    fn tick(&mut self) {
+        let open: Vec<_> = self.core.open_leases().collect();
+        for lease in open {
+            if let Some(at) = self.port.landing.last_arrival(lease) {
+                self.handle(DecodeEvent::Arrived { lease, at });
+            }
+            if let Some(index) = self.doomed.iter().position(|doomed| *doomed == lease) {
+                self.doomed.swap_remove(index);
+                self.handle(DecodeEvent::Expire(lease));
+            }
+        }
+        self.handle(DecodeEvent::Tick);
+        metrics::gauge!("relevo_leases", "device" => self.port.name.clone()).set(self.core.num_leases() as f64);
+    }
+
+    fn to_prefill(&self, device: DeviceId, event: PrefillEvent) -> bool {
+        self.directory.device(device).is_some_and(|port| port.prefill.cast(PrefillMessage::Event(event)))
+    }
+}
+
+async fn tick(actor: ActorRef<DecodeMessage>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if actor.cast(DecodeMessage::Tick).is_err() {
+            return;
+        }
+    }
+}

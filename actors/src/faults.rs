@@ -1,0 +1,195 @@
+//! Fault switches: how tests (and an operator who allows it) break a cluster on purpose.
+//!
+//! They come from `[testing]` in the configuration or are thrown at run time by [`crate::cluster::Cluster::inject`]; without any, each check
+//! is one load of an atomic.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use relevo_wire::TokenId;
+use serde::{Deserialize, Serialize};
+
+/// One thing that goes wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Fault {
+    /// An actor panics when it handles its n-th message.
+    PanicActor {
+        /// Its name in the supervision tree, such as `device-0/prefill`.
+        actor: String,
+        /// Counted from 1, over all its restarts.
+        message: u64,
+    },
+    /// A device's engine panics in its n-th step.
+    PanicEngine {
+        /// The device's name, such as `cpu0`.
+        device: String,
+        /// Counted from 1, over all its epochs.
+        step: u64,
+    },
+    /// A device's engine fails in its n-th step, as a driver's error would make it.
+    FailEngine {
+        /// The device's name.
+        device: String,
+        /// Counted from 1, over all its epochs.
+        step: u64,
+    },
+    /// A device's engine sleeps in its n-th step.
+    HangEngine {
+        /// The device's name.
+        device: String,
+        /// Counted from 1, over all its epochs.
+        step: u64,
+        /// How long.
+        millis: u64,
+    },
+    /// Every engine panics whenever it steps a sequence that contains these tokens one after the other.
+    Poison {
+        /// The tokens.
+        tokens: Vec<TokenId>,
+    },
+    /// The n-th frame between devices vanishes on its way.
+    DropFrame {
+        /// Counted from 1.
+        frame: u64,
+    },
+    /// A byte of the n-th frame between devices changes on its way.
+    CorruptFrame {
+        /// Counted from 1.
+        frame: u64,
+    },
+    /// The n-th lease expires at once, whatever arrives under it.
+    ExpireLease {
+        /// Counted from 1.
+        lease: u64,
+    },
+}
+
+/// What an engine does instead of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepFault {
+    /// It panics.
+    Panic,
+    /// It fails.
+    Fail,
+    /// It sleeps first.
+    Hang(Duration),
+}
+
+/// What happens to a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameFault {
+    /// It vanishes.
+    Drop,
+    /// A byte changes.
+    Corrupt,
+}
+
+/// The switches of one cluster.
+#[derive(Debug, Default)]
+pub struct FaultSwitches {
+    armed: AtomicBool,
+    state: Mutex<State>,
+    num_frames: AtomicU64,
+    num_leases: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    faults: Vec<Fault>,
+    messages: std::collections::BTreeMap<String, u64>,
+    steps: std::collections::BTreeMap<String, u64>,
+    /// Actors and engines to be killed by name, at their next message or step.
+    doomed: BTreeSet<String>,
+}
+
+impl FaultSwitches {
+    /// With these thrown from the start.
+    pub fn new(faults: Vec<Fault>) -> Self {
+        let armed = AtomicBool::new(!faults.is_empty());
+        Self { armed, state: Mutex::new(State { faults, ..State::default() }), ..Self::default() }
+    }
+
+    /// Throws one more. Counts go on: a message, step or frame that is past does not come again.
+    pub fn add(&self, fault: Fault) {
+        self.state().faults.push(fault);
+        self.armed.store(true, Ordering::Release);
+    }
+
+    /// Lets the actor (or the engine, `device-0/engine`) of this name panic at the next thing that it does.
+    pub fn doom(&self, name: &str) {
+        self.state().doomed.insert(name.to_owned());
+        self.armed.store(true, Ordering::Release);
+    }
+
+    /// To be called by each actor for each message.
+    ///
+    /// # Panics
+    /// If a switch says so.
+    #[expect(clippy::panic, reason = "this is what the switch is for")]
+    pub fn on_message(&self, actor: &str) {
+        if !self.armed.load(Ordering::Acquire) {
+            return;
+        }
+        let dies = {
+            let mut state = self.state();
+            let count = state.messages.entry(actor.to_owned()).or_default();
+            *count += 1;
+            let count = *count;
+            let is_due = |fault: &Fault| matches!(fault, Fault::PanicActor { actor: name, message } if name == actor && *message == count);
+            state.faults.iter().any(is_due) || state.doomed.remove(actor)
+        };
+        if dies {
+            panic!("fault switch: {actor} panics");
+        }
+    }
+
+    /// To be called before each step with the engine's name (`device-0/engine`) and whether a sequence contains a run of tokens.
+    pub fn on_step(&self, device: &str, engine: &str, contains: impl Fn(&[TokenId]) -> bool) -> Option<StepFault> {
+        if !self.armed.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut state = self.state();
+        let count = state.steps.entry(device.to_owned()).or_default();
+        *count += 1;
+        let count = *count;
+        if state.doomed.remove(engine) {
+            return Some(StepFault::Panic);
+        }
+        state.faults.iter().find_map(|fault| match fault {
+            Fault::PanicEngine { device: name, step } if name == device && *step == count => Some(StepFault::Panic),
+            Fault::FailEngine { device: name, step } if name == device && *step == count => Some(StepFault::Fail),
+            Fault::HangEngine { device: name, step, millis } if name == device && *step == count => {
+                Some(StepFault::Hang(Duration::from_millis(*millis)))
+            }
+            Fault::Poison { tokens } if contains(tokens) => Some(StepFault::Panic),
+            _ => None,
+        })
+    }
+
+    /// To be called for each frame that is sent.
+    pub fn on_frame(&self) -> Option<FrameFault> {
+        let count = self.num_frames.fetch_add(1, Ordering::Relaxed) + 1;
+        if !self.armed.load(Ordering::Acquire) {
+            return None;
+        }
+        self.state().faults.iter().find_map(|fault| match fault {
+            Fault::DropFrame { frame } if *frame == count => Some(FrameFault::Drop),
+            Fault::CorruptFrame { frame } if *frame == count => Some(FrameFault::Corrupt),
+            _ => None,
+        })
+    }
+
+    /// To be called for each lease that is granted: whether it is to expire early.
+    pub fn on_lease(&self) -> bool {
+        let count = self.num_leases.fetch_add(1, Ordering::Relaxed) + 1;
+        self.armed.load(Ordering::Acquire)
+            && self.state().faults.iter().any(|fault| matches!(fault, Fault::ExpireLease { lease } if *lease == count))
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,396 @@
+//! The live streams: what the gateway must not lose when an actor dies.
+//!
+//! The table outlives every actor. Whoever learns of something (a token, a loss, a refusal) calls in directly, so that the news cannot be
+//! lost in the mailbox of one that is being restarted; what follows from it is decided by the stream's [`StreamCore`].
+//!
+//! **Invariant:** no guard of the table is held while anything is sent to an actor or a device.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use relevo_wire::{DeviceId, GenerateRequest, RequestError, RequestId, SequenceId, StreamEvent};
+use tokio::sync::{Notify, mpsc};
+
+use super::core::{Afterwards, Loss, Phase, StreamCore, Verdict, accused};
+use super::handle::Submission;
+use super::stream_metrics::{StreamEnd, StreamMetrics};
+use crate::clock;
+use crate::cluster::Directory;
+use crate::device::{DeviceRole, TokenBatch};
+use crate::router::RouterMessage;
+
+/// A stream's name over all its attempts: the request, and the choice.
+type StreamKey = (RequestId, u32);
+
+/// Every live stream of this gateway.
+pub(crate) struct Keeper {
+    streams: DashMap<StreamKey, Live>,
+    num_live: AtomicUsize,
+    max_live: usize,
+    is_closing: AtomicBool,
+    emptied: Notify,
+    metrics: StreamMetrics,
+}
+
+struct Live {
+    core: StreamCore,
+    events: mpsc::Sender<StreamEvent>,
+    placement: Option<Placement>,
+}
+
+/// The workers of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Placement {
+    pub(crate) prefill: DeviceId,
+    pub(crate) decode: DeviceId,
+}
+
+/// A stream as a new router is told of it.
+pub(crate) struct Kept {
+    pub(crate) request: Arc<GenerateRequest>,
+    pub(crate) placement: Option<Placement>,
+    pub(crate) started: bool,
+    pub(crate) suspect: bool,
+}
+
+/// What is to be done for a stream once its guard is dropped.
+enum Chore {
+    /// It is over and out of the table; its workers may still have it.
+    Ended { sequence: SequenceId, abort: Option<Placement> },
+    /// Its next attempt goes to the router.
+    Replay { old: SequenceId, abort: Option<Placement>, request: Arc<GenerateRequest>, suspect: bool },
+    /// Its attempt does not go on.
+    Lost(SequenceId),
+}
+
+impl Keeper {
+    /// Keeps at most `max_live` streams.
+    pub(crate) fn new(max_live: usize) -> Self {
+        Self {
+            streams: DashMap::new(),
+            num_live: AtomicUsize::new(0),
+            max_live,
+            is_closing: AtomicBool::new(false),
+            emptied: Notify::new(),
+            metrics: StreamMetrics::new(),
+        }
+    }
+
+    /// Live streams, and how many there may be.
+    pub(crate) fn depth(&self) -> (usize, usize) {
+        (self.num_live.load(Ordering::Relaxed), self.max_live)
+    }
+
+    /// Takes a stream in and sends it to the router.
+    pub(crate) fn admit(&self, directory: &Directory, submission: Submission) {
+        let Submission { request, events } = submission;
+        let sequence = request.sequence;
+        let request_for_router = Arc::new(request.clone());
+        let refusal = if self.is_closing.load(Ordering::Acquire) {
+            Some(RequestError::ShuttingDown)
+        } else {
+            self.insert(request, &events)
+        };
+        if let Some(error) = refusal {
+            self.metrics.refused();
+            // The channel is fresh: there is room, or nobody is there.
+            let _ = events.try_send(StreamEvent::Failed(error));
+            return;
+        }
+        tracing::debug!(%sequence, "admitted");
+        submit(directory, request_for_router, false, false);
+    }
+
+    fn insert(&self, request: GenerateRequest, events: &mpsc::Sender<StreamEvent>) -> Option<RequestError> {
+        let num_live = self.num_live.fetch_add(1, Ordering::AcqRel);
+        let full = || RequestError::QueueFull {
+            num_waiting: num_live,
+            limit: self.max_live,
+            retry_after: Duration::from_secs(1),
+        };
+        if num_live >= self.max_live {
+            self.num_live.fetch_sub(1, Ordering::AcqRel);
+            return Some(full());
+        }
+        match self.streams.entry((request.sequence.request, request.sequence.choice)) {
+            Entry::Vacant(entry) => {
+                let core = StreamCore::new(request, clock::now());
+                entry.insert(Live { core, events: events.clone(), placement: None });
+                None
+            }
+            Entry::Occupied(_) => {
+                tracing::error!(sequence = %request.sequence, "two live streams of one name: the request id was used twice");
+                self.num_live.fetch_sub(1, Ordering::AcqRel);
+                Some(full())
+            }
+        }
+    }
+
+    /// The router has found workers for it; `false` if it is gone, or this attempt is.
+    pub(crate) fn placed(&self, sequence: SequenceId, placement: Placement) -> bool {
+        let Some(mut live) = self.streams.get_mut(&key(sequence)) else { return false };
+        if live.core.sequence() != sequence {
+            return false;
+        }
+        live.placement = Some(placement);
+        live.core.dispatched(clock::now());
+        true
+    }
+
+    /// What came out of a step. Called by the one task that reads the engines' tokens.
+    pub(crate) fn deliver(&self, directory: &Directory, batch: TokenBatch) {
+        let now = clock::now();
+        let mut emit = Vec::new();
+        for (sequence, event) in batch.events {
+            let chore = self.streams.get_mut(&key(sequence)).and_then(|mut live| {
+                let previous = live.core.times().last_token();
+                let verdict = live.core.handle(sequence.attempt, event, now, &mut emit);
+                self.metrics.emitted(live.core.times(), previous, now, &emit);
+                let is_read = live.send(&mut emit);
+                self.after(&mut live, sequence, verdict, is_read)
+            });
+            if let Some(chore) = chore {
+                self.carry_out(directory, chore);
+            }
+        }
+    }
+
+    fn after(&self, live: &mut Live, sequence: SequenceId, verdict: Verdict, is_read: bool) -> Option<Chore> {
+        match verdict {
+            Verdict::Over => return Some(Chore::Ended { sequence, abort: None }),
+            Verdict::Lost => return Some(Chore::Lost(sequence)),
+            Verdict::Contradicted => {
+                tracing::error!(%sequence, "a worker repeated a token differently");
+                self.metrics.contradicted();
+            }
+            Verdict::Continues | Verdict::Started => {}
+        }
+        (!is_read).then(|| {
+            live.core.abandon(clock::now());
+            Chore::Ended { sequence: live.core.sequence(), abort: live.placement }
+        })
+    }
+
+    /// This attempt cannot go on where it is.
+    pub(crate) fn lost(&self, directory: &Directory, sequence: SequenceId, loss: Loss) {
+        let chore = self.streams.get_mut(&key(sequence)).and_then(|mut live| {
+            let abort = live.placement;
+            match live.core.lost(sequence, loss) {
+                Afterwards::Nothing => None,
+                Afterwards::Replay { request, suspect } => {
+                    live.placement = None;
+                    Some(Chore::Replay { old: sequence, abort, request, suspect })
+                }
+                Afterwards::Fail(error) => {
+                    live.fail(error);
+                    Some(Chore::Ended { sequence, abort })
+                }
+            }
+        });
+        if let Some(chore) = chore {
+            self.carry_out(directory, chore);
+        }
+    }
+
+    /// The router, or nobody, will serve it.
+    pub(crate) fn reject(&self, directory: &Directory, sequence: SequenceId, error: RequestError) {
+        let chore = self.streams.get_mut(&key(sequence)).filter(|live| live.core.sequence() == sequence);
+        let chore = chore.map(|mut live| {
+            live.fail(error);
+            Chore::Ended { sequence, abort: live.placement }
+        });
+        if let Some(chore) = chore {
+            self.carry_out(directory, chore);
+        }
+    }
+
+    /// A device's pool is gone with everything on it. `stepping`: the sequences of its last step, if that is what killed it.
+    pub(crate) fn device_lost(&self, directory: &Directory, device: DeviceId, stepping: &[SequenceId]) {
+        let suspects = stepping.iter().filter_map(|&sequence| {
+            let live = self.streams.get(&key(sequence))?;
+            (live.core.sequence() == sequence).then(|| (sequence, live.core.is_on_trial()))
+        });
+        let suspects: Vec<_> = suspects.collect();
+        let accused = accused(suspects.iter().copied());
+        let lost = self.select(|live| {
+            live.placement.is_some_and(|placement| match live.core.phase() {
+                Phase::Prefilling => placement.prefill == device || placement.decode == device,
+                Phase::Decoding => placement.decode == device,
+                Phase::Queued | Phase::Over => false,
+            })
+        });
+        for sequence in lost {
+            let loss = if accused.contains(&sequence) { Loss::Stepping } else { Loss::Elsewhere };
+            self.lost(directory, sequence, loss);
+        }
+    }
+
+    /// A role's actor died, and the engine has let go of what it owned.
+    pub(crate) fn role_lost(&self, directory: &Directory, device: DeviceId, role: DeviceRole) {
+        let lost = self.select(|live| {
+            live.placement.is_some_and(|placement| match (role, live.core.phase()) {
+                (DeviceRole::Prefill, Phase::Prefilling) => placement.prefill == device,
+                (DeviceRole::Decode, Phase::Decoding) => placement.decode == device,
+                _ => false,
+            })
+        });
+        for sequence in lost {
+            self.lost(directory, sequence, Loss::Elsewhere);
+        }
+    }
+
+    /// Everything on this device and decoding, or under way to it.
+    pub(crate) fn running_on(&self, device: DeviceId) -> Vec<SequenceId> {
+        self.select(|live| {
+            live.placement.is_some_and(|placement| match live.core.phase() {
+                Phase::Prefilling => placement.prefill == device,
+                Phase::Decoding => placement.decode == device,
+                Phase::Queued | Phase::Over => false,
+            })
+        })
+    }
+
+    /// Tokens that must be in the cache before the next one is drawn, if this attempt lives.
+    pub(crate) fn num_context_tokens(&self, sequence: SequenceId) -> Option<usize> {
+        let live = self.streams.get(&key(sequence)).filter(|live| live.core.sequence() == sequence)?;
+        Some(live.core.request().num_context_tokens())
+    }
+
+    /// Whether it has to prove itself alone.
+    pub(crate) fn is_on_trial(&self, sequence: SequenceId) -> bool {
+        self.streams.get(&key(sequence)).is_some_and(|live| live.core.is_on_trial())
+    }
+
+    /// What time alone brings about: deadlines that have passed, readers that have gone without a token showing it.
+    pub(crate) fn sweep(&self, directory: &Directory) {
+        let now = clock::now();
+        for sequence in self.select(|live| live.events.is_closed()) {
+            self.abandon(directory, sequence);
+        }
+        for sequence in self.select(|live| live.core.is_late(now)) {
+            self.reject(directory, sequence, RequestError::DeadlineExceeded);
+        }
+    }
+
+    fn abandon(&self, directory: &Directory, sequence: SequenceId) {
+        let chore = self.streams.get_mut(&key(sequence)).map(|mut live| {
+            live.core.abandon(clock::now());
+            Chore::Ended { sequence: live.core.sequence(), abort: live.placement }
+        });
+        if let Some(chore) = chore {
+            self.carry_out(directory, chore);
+        }
+    }
+
+    /// All streams, for a router that has just begun.
+    pub(crate) fn snapshot(&self) -> Vec<Kept> {
+        let mut kept: Vec<_> = self.streams.iter().map(|live| live.keep()).collect();
+        kept.sort_by_key(|kept| kept.request.sequence);
+        kept
+    }
+
+    /// Takes nothing new from here on.
+    pub(crate) fn close(&self) {
+        self.is_closing.store(true, Ordering::Release);
+    }
+
+    /// Waits until no stream is left, at most for `patience`; the rest fail with `ShuttingDown`.
+    pub(crate) async fn drain(&self, directory: &Directory, patience: Duration) {
+        let emptied = async {
+            loop {
+                let emptied = self.emptied.notified();
+                if self.num_live.load(Ordering::Acquire) == 0 {
+                    return;
+                }
+                emptied.await;
+            }
+        };
+        let _ = tokio::time::timeout(patience, emptied).await;
+        for sequence in self.select(|_| true) {
+            self.reject(directory, sequence, RequestError::ShuttingDown);
+        }
+    }
+
+    /// The present attempts of the streams that match, in order, so that what follows does not depend on the table's.
+    fn select(&self, matches: impl Fn(&Live) -> bool) -> Vec<SequenceId> {
+        let mut found: Vec<_> =
+            self.streams.iter().filter(|live| matches(live)).map(|live| live.core.sequence()).collect();
+        found.sort_unstable();
+        found
+    }
+
+    fn carry_out(&self, directory: &Directory, chore: Chore) {
+        match chore {
+            Chore::Lost(sequence) => self.lost(directory, sequence, Loss::Elsewhere),
+            Chore::Ended { sequence, abort } => {
+                if let Some((_, live)) = self.streams.remove(&key(sequence)) {
+                    self.metrics.ended(&live.core, live.end());
+                    tracing::debug!(%sequence, "over");
+                    if self.num_live.fetch_sub(1, Ordering::AcqRel) == 1 {
+                        self.emptied.notify_waiters();
+                    }
+                }
+                abort_everywhere(directory, sequence, abort);
+                let _ = directory.router.cast(RouterMessage::Ended(sequence));
+            }
+            Chore::Replay { old, abort, request, suspect } => {
+                tracing::warn!(sequence = %old, generated = request.generated.len(), suspect, "lost its worker, is replayed");
+                self.metrics.replayed();
+                abort_everywhere(directory, old, abort);
+                let _ = directory.router.cast(RouterMessage::Ended(old));
+                submit(directory, request, true, suspect);
+            }
+        }
+    }
+}
+
+impl Live {
+    /// Sends and empties `emit`; `false` if nobody reads, or reads too slowly.
+    fn send(&self, emit: &mut Vec<StreamEvent>) -> bool {
+        let mut is_read = true;
+        for event in emit.drain(..) {
+            is_read &= self.events.try_send(event).is_ok();
+        }
+        is_read
+    }
+
+    fn fail(&mut self, error: RequestError) {
+        let mut emit = Vec::new();
+        self.core.fail(error, clock::now(), &mut emit);
+        self.send(&mut emit);
+    }
+
+    fn keep(&self) -> Kept {
+        Kept {
+            request: Arc::new(self.core.request().clone()),
+            placement: self.placement.filter(|_| self.core.phase() != Phase::Queued),
+            started: self.core.phase() == Phase::Decoding,
+            suspect: self.core.is_on_trial(),
+        }
+    }
+
+    fn end(&self) -> StreamEnd {
+        self.core.end().map_or(StreamEnd::Aborted, StreamEnd::from)
+    }
+}
+
+fn key(sequence: SequenceId) -> StreamKey {
+    (sequence.request, sequence.choice)
+}
+
+/// A router that is not there will ask for all streams when it is back.
+fn submit(directory: &Directory, request: Arc<GenerateRequest>, admitted: bool, suspect: bool) {
+    let _ = directory.router.cast(RouterMessage::Submit { request, admitted, suspect });
+}
+
+fn abort_everywhere(directory: &Directory, sequence: SequenceId, placement: Option<Placement>) {
+    let Some(Placement { prefill, decode }) = placement else { return };
+    for device in std::collections::BTreeSet::from([prefill, decode]) {
+        if let Some(port) = directory.device(device) {
+            port.abort(sequence);
+        }
+    }
+}

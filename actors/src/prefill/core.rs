@@ -1,0 +1,302 @@
+//! The prefill role's decisions, pure: which sequences it has, where each is to be decoded, and whose lease it writes to.
+//!
+//! **Invariant:** every lease that was granted is either handed over or returned, once; a sequence that is gone answers nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use relevo_wire::{DeviceId, GenerateRequest, Instant64, LeaseId, SequenceId, TokenId};
+
+use crate::device::{Destination, GrantedLease};
+
+/// How long a decode worker or the router may take to answer. They answer from memory; after this it counts as a refusal.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The prefill role of one device.
+#[derive(Clone, Debug)]
+pub struct PrefillCore {
+    device: DeviceId,
+    sequences: BTreeMap<SequenceId, Prefilling>,
+}
+
+#[derive(Clone, Debug)]
+struct Prefilling {
+    request: Arc<GenerateRequest>,
+    decode: DeviceId,
+    stage: Stage,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Stage {
+    /// With the engine; its decode side has not been asked for anything.
+    Submitted,
+    /// The decode side was asked.
+    Asked { since: Instant64 },
+    /// The router was asked for another decode side.
+    Refused { since: Instant64 },
+    /// Blocks are being pushed under this lease.
+    Leased(LeaseId),
+}
+
+/// What the decode side needs to go on, beside the blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandOver {
+    /// The sequence.
+    pub sequence: SequenceId,
+    /// The lease that its blocks were pushed under.
+    pub lease: LeaseId,
+    /// The token that prefill has drawn and emitted.
+    pub first_token: TokenId,
+    /// Prompt tokens that prefill took from its prefix cache.
+    pub cached_tokens: u32,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum PrefillEvent {
+    /// The router sends a sequence.
+    Admit {
+        /// It.
+        request: Arc<GenerateRequest>,
+        /// Who decodes it.
+        decode: DeviceId,
+    },
+    /// The engine is about to schedule its first chunk.
+    LeaseWanted(SequenceId),
+    /// The decode side has granted.
+    Granted {
+        /// For whom.
+        sequence: SequenceId,
+        /// Who grants.
+        decode: DeviceId,
+        /// What.
+        lease: GrantedLease,
+    },
+    /// The decode side has refused, or is not there.
+    LeaseRefused {
+        /// For whom.
+        sequence: SequenceId,
+        /// Who refuses.
+        decode: DeviceId,
+    },
+    /// The router has found another decode side.
+    Redirect {
+        /// For whom.
+        sequence: SequenceId,
+        /// Whom to ask.
+        decode: DeviceId,
+    },
+    /// The context is computed and the first token is out.
+    Finished {
+        /// The sequence.
+        sequence: SequenceId,
+        /// The token, if one was wanted.
+        first_token: Option<TokenId>,
+        /// It goes on.
+        continues: bool,
+        /// Prompt tokens taken from the prefix cache.
+        cached_tokens: u32,
+    },
+    /// A block could not be delivered.
+    PushFailed {
+        /// Whose.
+        sequence: SequenceId,
+        /// Under which lease.
+        lease: LeaseId,
+    },
+    /// Nobody wants it any more.
+    Abort(SequenceId),
+    /// The engine has let go of it.
+    Ended(SequenceId),
+    /// Time went by.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PrefillEffect {
+    /// To the engine.
+    Prefill {
+        /// The sequence.
+        request: Arc<GenerateRequest>,
+        /// Who decodes it.
+        destination: Destination,
+    },
+    /// Let its layers through to the decode side, then tell the engine.
+    UseLease {
+        /// The sequence.
+        sequence: SequenceId,
+        /// Whose lease.
+        decode: DeviceId,
+        /// The lease.
+        lease: GrantedLease,
+    },
+    /// To the engine: stop it. Layers of it go nowhere from here on.
+    Abort(SequenceId),
+    /// To the decode side: a lease, please.
+    AskLease {
+        /// Whom.
+        decode: DeviceId,
+        /// For whom.
+        request: Arc<GenerateRequest>,
+    },
+    /// To the decode side: it is not needed (any more).
+    ReturnLease {
+        /// Whose.
+        decode: DeviceId,
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// To the decode side: all is pushed or under way; go on when it has arrived.
+    HandOver {
+        /// To whom.
+        decode: DeviceId,
+        /// What.
+        hand_over: HandOver,
+    },
+    /// To the router: another decode side, please.
+    Refused(SequenceId),
+    /// To the router: its first token is out.
+    Started(SequenceId),
+    /// To the gateway: it cannot be completed here.
+    Lost(SequenceId),
+}
+
+impl PrefillCore {
+    /// Nothing to do yet.
+    pub fn new(device: DeviceId) -> Self {
+        Self { device, sequences: BTreeMap::new() }
+    }
+
+    /// Sequences that it has.
+    pub fn len(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// Handles one event.
+    pub fn handle(&mut self, event: PrefillEvent, now: Instant64, effects: &mut Vec<PrefillEffect>) {
+        match event {
+            PrefillEvent::Admit { request, decode } => self.admit(request, decode, effects),
+            PrefillEvent::LeaseWanted(sequence) => self.ask(sequence, None, now, effects),
+            PrefillEvent::Redirect { sequence, decode } => self.ask(sequence, Some(decode), now, effects),
+            PrefillEvent::Granted { sequence, decode, lease } => self.granted(sequence, decode, lease, effects),
+            PrefillEvent::LeaseRefused { sequence, decode } => self.refused(sequence, decode, now, effects),
+            PrefillEvent::Finished { sequence, first_token, continues, cached_tokens } => {
+                let token = first_token.filter(|_| continues);
+                self.finished(sequence, token, cached_tokens, effects);
+            }
+            PrefillEvent::PushFailed { sequence, lease } => {
+                if self.sequences.get(&sequence).is_some_and(|found| found.stage == Stage::Leased(lease)) {
+                    self.abort(sequence, effects);
+                    effects.push(PrefillEffect::Lost(sequence));
+                }
+            }
+            PrefillEvent::Abort(sequence) => {
+                if !self.abort(sequence, effects) {
+                    // It may have been handed over within the pool, or its admission died with an earlier actor.
+                    effects.push(PrefillEffect::Abort(sequence));
+                }
+            }
+            PrefillEvent::Ended(sequence) => self.ended(sequence, effects),
+            PrefillEvent::Tick => self.give_up_waiting(now, effects),
+        }
+    }
+
+    fn admit(&mut self, request: Arc<GenerateRequest>, decode: DeviceId, effects: &mut Vec<PrefillEffect>) {
+        let destination = if decode == self.device { Destination::SamePool } else { Destination::Remote };
+        let sequence = request.sequence;
+        self.sequences.insert(sequence, Prefilling { request: Arc::clone(&request), decode, stage: Stage::Submitted });
+        effects.push(PrefillEffect::Prefill { request, destination });
+    }
+
+    fn ask(&mut self, sequence: SequenceId, other: Option<DeviceId>, now: Instant64, effects: &mut Vec<PrefillEffect>) {
+        let Some(found) = self.sequences.get_mut(&sequence) else { return };
+        if matches!(found.stage, Stage::Leased(_)) {
+            return;
+        }
+        found.decode = other.unwrap_or(found.decode);
+        found.stage = Stage::Asked { since: now };
+        effects.push(PrefillEffect::AskLease { decode: found.decode, request: Arc::clone(&found.request) });
+    }
+
+    fn granted(
+        &mut self,
+        sequence: SequenceId,
+        decode: DeviceId,
+        lease: GrantedLease,
+        effects: &mut Vec<PrefillEffect>,
+    ) {
+        match self.sequences.get_mut(&sequence) {
+            Some(found) if found.decode == decode && matches!(found.stage, Stage::Asked { .. }) => {
+                found.stage = Stage::Leased(lease.lease);
+                effects.push(PrefillEffect::UseLease { sequence, decode, lease });
+            }
+            _ => effects.push(PrefillEffect::ReturnLease { decode, lease: lease.lease }),
+        }
+    }
+
+    fn refused(&mut self, sequence: SequenceId, decode: DeviceId, now: Instant64, effects: &mut Vec<PrefillEffect>) {
+        let Some(found) = self.sequences.get_mut(&sequence) else { return };
+        if found.decode == decode && matches!(found.stage, Stage::Asked { .. }) {
+            found.stage = Stage::Refused { since: now };
+            effects.push(PrefillEffect::Refused(sequence));
+        }
+    }
+
+    fn finished(
+        &mut self,
+        sequence: SequenceId,
+        token: Option<TokenId>,
+        cached_tokens: u32,
+        effects: &mut Vec<PrefillEffect>,
+    ) {
+        let Some(found) = self.sequences.remove(&sequence) else { return };
+        effects.push(PrefillEffect::Started(sequence));
+        let (Stage::Leased(lease), decode) = (found.stage, found.decode) else { return };
+        effects.push(match token {
+            Some(first_token) => {
+                let hand_over = HandOver { sequence, lease, first_token, cached_tokens };
+                PrefillEffect::HandOver { decode, hand_over }
+            }
+            None => PrefillEffect::ReturnLease { decode, lease },
+        });
+    }
+
+    fn abort(&mut self, sequence: SequenceId, effects: &mut Vec<PrefillEffect>) -> bool {
+        let Some(found) = self.sequences.remove(&sequence) else { return false };
+        effects.push(PrefillEffect::Abort(sequence));
+        if let Stage::Leased(lease) = found.stage {
+            effects.push(PrefillEffect::ReturnLease { decode: found.decode, lease });
+        }
+        true
+    }
+
+    /// It ended before its prefill did: an error, a deadline.
+    fn ended(&mut self, sequence: SequenceId, effects: &mut Vec<PrefillEffect>) {
+        if let Some(Prefilling { decode, stage: Stage::Leased(lease), .. }) = self.sequences.remove(&sequence) {
+            effects.push(PrefillEffect::ReturnLease { decode, lease });
+        }
+    }
+
+    /// An answer that does not come, from the decode side or from the router, went down with the one who owed it: the router is asked (again).
+    fn give_up_waiting(&mut self, now: Instant64, effects: &mut Vec<PrefillEffect>) {
+        for (&sequence, found) in &mut self.sequences {
+            if let Stage::Asked { since } | Stage::Refused { since } = found.stage
+                && now.since(since) >= ANSWER_PATIENCE
+            {
+                found.stage = Stage::Refused { since: now };
+                effects.push(PrefillEffect::Refused(sequence));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "core/tests.rs"]
+mod tests;

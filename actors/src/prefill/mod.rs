@@ -1,0 +1,9 @@
+//! The prefill role of a device: it takes prompts, finds them a lease on the decode side, and hands them over.
+
+mod core;
+mod push;
+mod shell;
+
+pub use self::core::{HandOver, PrefillCore, PrefillEffect, PrefillEvent};
+pub(crate) use push::PushRoutes;
+pub(crate) use shell::{PrefillActor, PrefillArguments, PrefillMessage};

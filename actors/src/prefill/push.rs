@@ -1,0 +1,159 @@
+//! Where the layers of a sequence go: from the engine's events straight to the task that pushes to its decode device, past every mailbox.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use relevo_transport::{Frame, FrameSender, PushError};
+use relevo_wire::{KvBlocksHeader, KvLayout, LayerIndex, LeaseId, PROTOCOL_VERSION, SequenceId, checksum};
+use tokio::sync::mpsc;
+
+use crate::device::GrantedLease;
+use crate::faults::{FaultSwitches, FrameFault};
+
+/// Jobs that a pusher holds: two chunks' worth of layers of a small model. More makes the engine wait, not the memory grow.
+pub(crate) const PUSH_CAPACITY: usize = 64;
+
+/// How long a frame may take to be answered.
+const PUSH_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How often a frame that was damaged on its way is sent again.
+const MAX_RESENDS: usize = 3;
+
+/// Who decodes what is prefilled here.
+#[derive(Default)]
+pub(crate) struct PushRoutes(DashMap<SequenceId, Route>);
+
+#[derive(Clone)]
+struct Route {
+    lease: Arc<GrantedLease>,
+    jobs: mpsc::Sender<PushJob>,
+}
+
+/// One layer's blocks, to be pushed.
+pub(crate) struct PushJob {
+    sequence: SequenceId,
+    lease: Arc<GrantedLease>,
+    layer: LayerIndex,
+    first_block: u32,
+    blocks: Vec<Bytes>,
+}
+
+impl PushRoutes {
+    /// Layers of `sequence` go to `jobs` from here on.
+    pub(crate) fn open(&self, sequence: SequenceId, lease: GrantedLease, jobs: mpsc::Sender<PushJob>) {
+        self.0.insert(sequence, Route { lease: Arc::new(lease), jobs });
+    }
+
+    /// Layers of `sequence` go nowhere from here on.
+    pub(crate) fn close(&self, sequence: SequenceId) {
+        self.0.remove(&sequence);
+    }
+
+    /// All of them.
+    pub(crate) fn close_all(&self) {
+        self.0.clear();
+    }
+
+    /// A layer is done. Waits for room with the pusher; a layer whose sequence is gone, or whose lease is another, is dropped.
+    pub(crate) async fn push(
+        &self,
+        sequence: SequenceId,
+        lease: LeaseId,
+        layer: LayerIndex,
+        first_block: u32,
+        blocks: Vec<Bytes>,
+    ) {
+        let Some(route) = self.0.get(&sequence).map(|route| route.clone()) else { return };
+        if route.lease.lease == lease {
+            // Fails if the pusher is gone: then its actor is, and the sequence is replayed.
+            let _ = route.jobs.send(PushJob { sequence, lease: route.lease, layer, first_block, blocks }).await;
+        }
+    }
+}
+
+/// What a pusher needs.
+pub(crate) struct Pusher {
+    pub(crate) link: FrameSender,
+    pub(crate) layout: KvLayout,
+    pub(crate) faults: Arc<FaultSwitches>,
+    /// Told when a sequence's blocks cannot be delivered.
+    pub(crate) failed: Box<dyn Fn(SequenceId, LeaseId) + Send + Sync>,
+}
+
+impl Pusher {
+    /// Pushes until no route leads here any more.
+    pub(crate) async fn run(self, mut jobs: mpsc::Receiver<PushJob>) {
+        while let Some(job) = jobs.recv().await {
+            let (sequence, lease) = (job.sequence, job.lease.lease);
+            if let Err(error) = self.push(job).await {
+                match error {
+                    PushError::LeaseGone => metrics::counter!("relevo_lease_gone_total").increment(1),
+                    error => tracing::warn!(%sequence, %lease, %error, "blocks could not be pushed"),
+                }
+                (self.failed)(sequence, lease);
+            }
+        }
+    }
+
+    async fn push(&self, job: PushJob) -> Result<(), PushError> {
+        let header = self.header(&job).ok_or(PushError::Mismatch)?;
+        let mut resends = 0;
+        loop {
+            let frame = Frame::new(&header, job.blocks.clone()).map_err(PushError::Malformed)?;
+            let num_bytes = frame.payload_bytes();
+            match self.send(frame).await {
+                Ok(()) => {
+                    metrics::counter!("relevo_kv_bytes_handed_over_total", "carrier" => self.link.carrier())
+                        .increment(num_bytes as u64);
+                    return Ok(());
+                }
+                Err(PushError::Corrupt { index }) if resends < MAX_RESENDS => {
+                    metrics::counter!("relevo_kv_blocks_corrupt_total", "carrier" => self.link.carrier()).increment(1);
+                    tracing::warn!(sequence = %job.sequence, index, "a block was damaged on its way, and is sent again");
+                    resends += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn send(&self, frame: Frame) -> Result<(), PushError> {
+        let frame = match self.faults.on_frame() {
+            None => frame,
+            Some(FrameFault::Drop) => return Ok(()),
+            Some(FrameFault::Corrupt) => damaged(frame),
+        };
+        self.link.push(frame, PUSH_DEADLINE).await
+    }
+
+    fn header(&self, job: &PushJob) -> Option<KvBlocksHeader> {
+        let first = job.first_block as usize;
+        let targets = job.lease.blocks.get(first..first.checked_add(job.blocks.len())?)?;
+        Some(KvBlocksHeader {
+            protocol: PROTOCOL_VERSION,
+            sequence: job.sequence,
+            lease: job.lease.lease,
+            epoch: job.lease.epoch,
+            layer: job.layer,
+            first_block: job.first_block,
+            blocks: targets.to_vec(),
+            layout: self.layout,
+            checksums: job.blocks.iter().map(|block| checksum(block)).collect(),
+        })
+    }
+}
+
+/// The frame with one bit of its first block flipped, as a bad cable would do.
+fn damaged(frame: Frame) -> Frame {
+    let (header, mut blocks) = frame.into_parts();
+    if let Some(first) = blocks.first_mut() {
+        let mut bytes = first.to_vec();
+        if let Some(byte) = bytes.first_mut() {
+            *byte ^= 1;
+        }
+        *first = Bytes::from(bytes);
+    }
+    Frame::from_parts(header, blocks)
+}

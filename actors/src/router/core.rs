@@ -1,0 +1,375 @@
+//! The router's decisions, pure: admit or queue, then the cheapest pair of workers that has room.
+//!
+//! **Invariant:** a sequence is in exactly one place: in line, among the suspects, or in flight; and no device has more sequences in
+//! flight than its limits allow.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use relevo_wire::{DeviceId, Epoch, GenerateRequest, Instant64, RequestError, SequenceId, blocks_for_tokens};
+
+use super::drain_rate::DrainRate;
+use super::workers::{InFlight, Workers};
+use crate::policy::fairness::{Age, FairQueue, GENERATED_TOKEN_COST, PROMPT_TOKEN_COST, Waiting};
+use crate::policy::routing::{self, Disaggregate, Route};
+
+/// Longest wait of a suspect for a device where nothing else is unproven; after it, it runs in any company.
+const MAX_SUSPECT_WAIT: Duration = Duration::from_secs(30);
+
+/// How long a sequence in flight waits before it asks a decode worker that has refused it again.
+const REFUSAL_PATIENCE: Duration = Duration::from_millis(20);
+
+/// How long sequences wait for a worker to come (back) before they are told that there is none.
+const NO_WORKER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Bounds of the router.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouterLimits {
+    /// Sequences that may wait.
+    pub max_waiting: usize,
+    /// Sequences that a device may have in flight.
+    pub max_running: usize,
+    /// Of these, how many may wait for their first token: enough to fill every step, few enough to keep the order here.
+    pub max_prefilling: usize,
+    /// Whether prefill and decode may be apart.
+    pub disaggregate: Disaggregate,
+}
+
+/// What the router knows of a worker from the cluster map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerFacts {
+    /// The device.
+    pub device: DeviceId,
+    /// Its prefix cache is empty at the start of each.
+    pub epoch: Epoch,
+    /// It takes prompts.
+    pub prefill: bool,
+    /// It generates.
+    pub decode: bool,
+    /// Blocks of its pool.
+    pub num_blocks: usize,
+    /// Positions that it can hold.
+    pub max_context: usize,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum RouterEvent {
+    /// A sequence wants to be served.
+    Submit {
+        /// It.
+        request: Arc<GenerateRequest>,
+        /// It was admitted before: the bound of the line does not hold for it.
+        admitted: bool,
+        /// A worker died stepping it: until its first token it is the only one on its prefill device that has yet to show one.
+        suspect: bool,
+    },
+    /// A sequence was placed by an earlier router.
+    Placed {
+        /// It.
+        request: Arc<GenerateRequest>,
+        /// Where it is prefilled.
+        prefill: DeviceId,
+        /// Where it decodes.
+        decode: DeviceId,
+        /// Its first token is out.
+        started: bool,
+    },
+    /// Its first token is out.
+    Started(SequenceId),
+    /// It is over, or given up; wherever it is.
+    Ended(SequenceId),
+    /// Its decode worker has refused a lease.
+    Refused(SequenceId),
+    /// These are the workers now; others are gone.
+    Workers(Vec<WorkerFacts>),
+    /// Time went by.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RouterEffect {
+    /// Hand it to its prefill worker.
+    Dispatch {
+        /// It.
+        request: Arc<GenerateRequest>,
+        /// Where it goes.
+        route: Route,
+    },
+    /// Tell its prefill worker to ask another decode worker.
+    Redirect {
+        /// It.
+        sequence: SequenceId,
+        /// Where it is prefilled.
+        prefill: DeviceId,
+        /// Whom to ask.
+        decode: DeviceId,
+    },
+    /// Tell its client.
+    Reject {
+        /// It.
+        sequence: SequenceId,
+        /// Why.
+        error: RequestError,
+    },
+}
+
+/// The router.
+#[derive(Clone, Debug)]
+pub struct RouterCore {
+    limits: RouterLimits,
+    workers: Workers,
+    queue: FairQueue,
+    waiting: BTreeMap<usize, Entry>,
+    slots: BTreeMap<SequenceId, usize>,
+    next_slot: usize,
+    suspects: VecDeque<Entry>,
+    refused: BTreeMap<SequenceId, Refusal>,
+    drain: DrainRate,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    request: Arc<GenerateRequest>,
+    since: Instant64,
+}
+
+#[derive(Clone, Debug)]
+struct Refusal {
+    by: BTreeSet<DeviceId>,
+    last: Instant64,
+    is_waiting: bool,
+}
+
+impl RouterCore {
+    /// A router that knows no worker yet.
+    pub fn new(limits: RouterLimits) -> Self {
+        Self {
+            limits,
+            workers: Workers::new(limits.max_running, limits.max_prefilling),
+            queue: FairQueue::default(),
+            waiting: BTreeMap::new(),
+            slots: BTreeMap::new(),
+            next_slot: 0,
+            suspects: VecDeque::new(),
+            refused: BTreeMap::new(),
+            drain: DrainRate::default(),
+        }
+    }
+
+    /// Sequences in line, suspects included.
+    pub fn num_waiting(&self) -> usize {
+        self.waiting.len() + self.suspects.len()
+    }
+
+    /// Sequences with workers.
+    pub fn num_in_flight(&self) -> usize {
+        self.workers.num_in_flight()
+    }
+
+    /// Handles one event.
+    pub fn handle(&mut self, event: RouterEvent, now: Instant64, effects: &mut Vec<RouterEffect>) {
+        match event {
+            RouterEvent::Submit { request, admitted, suspect } => {
+                self.submit(request, Admission { admitted, suspect }, now, effects);
+            }
+            RouterEvent::Placed { request, prefill, decode, started } => {
+                let route = Route { prefill, decode, skipped: None };
+                let sequence = request.sequence;
+                self.workers.place(InFlight::new(request, route, false));
+                if started {
+                    self.workers.started(sequence);
+                }
+            }
+            RouterEvent::Started(sequence) => {
+                self.refused.remove(&sequence);
+                self.workers.started(sequence);
+            }
+            RouterEvent::Ended(sequence) => self.ended(sequence, now),
+            RouterEvent::Refused(sequence) => self.refused(sequence, now),
+            RouterEvent::Workers(facts) => self.workers.update(&facts),
+            RouterEvent::Tick => self.give_up_waiting(now, effects),
+        }
+        self.retry_refused(now, effects);
+        self.dispatch_suspects(now, effects);
+        self.dispatch_waiting(now, effects);
+    }
+
+    fn submit(
+        &mut self,
+        request: Arc<GenerateRequest>,
+        admission: Admission,
+        now: Instant64,
+        effects: &mut Vec<RouterEffect>,
+    ) {
+        let sequence = request.sequence;
+        if let Some(error) = self.never_fits(&request) {
+            effects.push(RouterEffect::Reject { sequence, error });
+            return;
+        }
+        let entry = Entry { request, since: now };
+        if admission.suspect {
+            self.suspects.push_back(entry);
+            return;
+        }
+        // What has room at once does not count as waiting.
+        let is_free = self.waiting.is_empty() && self.suspects.is_empty() && self.route(&entry.request).is_some();
+        if !admission.admitted && !is_free && self.num_waiting() >= self.limits.max_waiting {
+            let error = RequestError::QueueFull {
+                num_waiting: self.num_waiting(),
+                limit: self.limits.max_waiting,
+                retry_after: self.drain.time_for(1),
+            };
+            effects.push(RouterEffect::Reject { sequence, error });
+            return;
+        }
+        self.enqueue(entry);
+    }
+
+    fn enqueue(&mut self, entry: Entry) {
+        let slot = self.next_slot;
+        self.next_slot += 1;
+        self.queue.push(waiting(&entry.request, slot));
+        self.slots.insert(entry.request.sequence, slot);
+        self.waiting.insert(slot, entry);
+    }
+
+    /// Only a device that is known can say that it is too small: while none is, everybody waits.
+    fn never_fits(&self, request: &GenerateRequest) -> Option<RequestError> {
+        let num_tokens = request.prompt.len() + request.max_tokens as usize;
+        let max_context = self.workers.facts().map(|facts| facts.max_context).max()?;
+        if num_tokens > max_context {
+            return Some(RequestError::ContextTooLong { num_tokens, max_context });
+        }
+        let num_blocks = blocks_for_tokens(num_tokens);
+        let pool_blocks = self.workers.facts().map(|facts| facts.num_blocks).max()?;
+        (num_blocks > pool_blocks).then_some(RequestError::KvPoolTooSmall { num_blocks, pool_blocks })
+    }
+
+    fn ended(&mut self, sequence: SequenceId, now: Instant64) {
+        self.refused.remove(&sequence);
+        if let Some(entry) = self.slots.remove(&sequence).and_then(|slot| {
+            let entry = self.waiting.remove(&slot)?;
+            self.queue.remove(waiting(&entry.request, slot));
+            Some(entry)
+        }) {
+            drop(entry);
+        } else if self.workers.remove(sequence) {
+            self.drain.ended(now);
+        } else {
+            self.suspects.retain(|entry| entry.request.sequence != sequence);
+        }
+    }
+
+    fn refused(&mut self, sequence: SequenceId, now: Instant64) {
+        let Some(in_flight) = self.workers.in_flight(sequence) else { return };
+        let refusal = self.refused.entry(sequence).or_insert_with(|| Refusal {
+            by: BTreeSet::new(),
+            last: now,
+            is_waiting: true,
+        });
+        refusal.by.insert(in_flight.route.decode);
+        refusal.last = now;
+        refusal.is_waiting = true;
+    }
+
+    /// Another decode worker at once if there is one; else the same ones again after a while.
+    fn retry_refused(&mut self, now: Instant64, effects: &mut Vec<RouterEffect>) {
+        let waiting: Vec<_> =
+            self.refused.iter().filter(|(_, refusal)| refusal.is_waiting).map(|(&sequence, _)| sequence).collect();
+        for sequence in waiting {
+            let Some(refusal) = self.refused.get_mut(&sequence) else { continue };
+            let mut decode = self.workers.other_decode(sequence, &refusal.by);
+            if decode.is_none() && now.since(refusal.last) >= REFUSAL_PATIENCE {
+                refusal.by.clear();
+                decode = self.workers.other_decode(sequence, &refusal.by);
+            }
+            let Some(decode) = decode else { continue };
+            refusal.is_waiting = false;
+            if let Some(prefill) = self.workers.redirect(sequence, decode) {
+                effects.push(RouterEffect::Redirect { sequence, prefill, decode });
+            }
+        }
+    }
+
+    /// A suspect goes before all others, and nothing unproven beside it, until its first token shows that it is harmless: should its
+    /// worker die before, there is no doubt whose step it was.
+    fn dispatch_suspects(&mut self, now: Instant64, effects: &mut Vec<RouterEffect>) {
+        while let Some(entry) = self.suspects.front() {
+            let impatient = now.since(entry.since) >= MAX_SUSPECT_WAIT;
+            let candidates = self.workers.candidates(&entry.request, !impatient);
+            let route = routing::choose(&candidates, entry.request.num_context_tokens(), self.limits.disaggregate);
+            let (Some(route), Some(entry)) = (route, self.suspects.pop_front()) else { return };
+            self.dispatch(entry.request, route, !impatient, effects);
+        }
+    }
+
+    fn dispatch_waiting(&mut self, now: Instant64, effects: &mut Vec<RouterEffect>) {
+        // Suspects wait for a device to run dry; new work would keep it from that.
+        let held_back = self.suspects.front().is_some_and(|entry| now.since(entry.since) < MAX_SUSPECT_WAIT);
+        if held_back && !self.workers.has_room_beside_suspects() {
+            return;
+        }
+        while let Some(next) = self.queue.pop() {
+            let route = self.waiting.get(&next.slot).and_then(|entry| self.route(&entry.request));
+            let Some(route) = route else {
+                self.queue.push(next);
+                return;
+            };
+            let Some(entry) = self.waiting.remove(&next.slot) else { continue };
+            self.slots.remove(&entry.request.sequence);
+            self.queue.charge(next.tenant, service(&entry.request));
+            self.dispatch(entry.request, route, false, effects);
+        }
+    }
+
+    fn route(&self, request: &GenerateRequest) -> Option<Route> {
+        let candidates = self.workers.candidates(request, false);
+        routing::choose(&candidates, request.num_context_tokens(), self.limits.disaggregate)
+    }
+
+    fn dispatch(
+        &mut self,
+        request: Arc<GenerateRequest>,
+        route: Route,
+        exclusive: bool,
+        effects: &mut Vec<RouterEffect>,
+    ) {
+        self.workers.place(InFlight::new(Arc::clone(&request), route, exclusive));
+        effects.push(RouterEffect::Dispatch { request, route });
+    }
+
+    fn give_up_waiting(&mut self, now: Instant64, effects: &mut Vec<RouterEffect>) {
+        if self.workers.can_serve() {
+            return;
+        }
+        let is_tired = |entry: &Entry| now.since(entry.since) >= NO_WORKER_PATIENCE;
+        let tired: Vec<_> = self.waiting.values().chain(&self.suspects).filter(|entry| is_tired(entry)).collect();
+        let tired: Vec<_> = tired.into_iter().map(|entry| entry.request.sequence).collect();
+        for sequence in tired {
+            self.ended(sequence, now);
+            let error = RequestError::NoWorker { retry_after: NO_WORKER_PATIENCE };
+            effects.push(RouterEffect::Reject { sequence, error });
+        }
+    }
+}
+
+struct Admission {
+    admitted: bool,
+    suspect: bool,
+}
+
+fn waiting(request: &GenerateRequest, slot: usize) -> Waiting {
+    Waiting { priority: request.priority, tenant: request.tenant, age: Age(slot as u64), slot }
+}
+
+/// What a request will cost its tenant, if it generates all that it may.
+fn service(request: &GenerateRequest) -> u64 {
+    PROMPT_TOKEN_COST * request.num_context_tokens() as u64 + GENERATED_TOKEN_COST * u64::from(request.max_tokens)
+}
+
+#[cfg(test)]
+#[path = "core/tests.rs"]
+mod tests;

@@ -1,0 +1,217 @@
+//! The router's actor: carries out what [`RouterCore`] decides.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use relevo_wire::{GenerateRequest, MapVersion, SequenceId};
+use tokio::task::JoinSet;
+
+use super::core::{RouterCore, RouterEffect, RouterEvent, RouterLimits, WorkerFacts};
+use crate::clock;
+use crate::cluster::Directory;
+use crate::coordinator::{ClusterMap, MapEntry, Standing};
+use crate::device::DeviceRole;
+use crate::gateway::Placement;
+use crate::prefill::{PrefillEvent, PrefillMessage};
+
+/// Name in the supervision tree.
+pub(crate) const NAME: &str = "router";
+
+/// How often time alone is looked at: refusals are retried, and what could not be delivered.
+const TICK: Duration = Duration::from_millis(20);
+
+/// The router's actor.
+pub(crate) struct RouterActor;
+
+/// Its messages.
+pub(crate) enum RouterMessage {
+    /// A stream wants workers; see [`RouterEvent::Submit`].
+    Submit {
+        /// It.
+        request: Arc<GenerateRequest>,
+        /// It was admitted before.
+        admitted: bool,
+        /// A worker died stepping it.
+        suspect: bool,
+    },
+    /// A stream is over, or this attempt of it.
+    Ended(SequenceId),
+    /// A prefill worker has seen its first token.
+    Started(SequenceId),
+    /// A decode worker has refused it.
+    Refused(SequenceId),
+    /// A prefill worker could not give it to its engine.
+    Undelivered(Arc<GenerateRequest>),
+    /// The coordinator has published.
+    Map(ClusterMap),
+    /// Time went by.
+    Tick,
+    /// To see whether the fault switches let it live.
+    Poke,
+}
+
+pub(crate) struct RouterState {
+    directory: Arc<Directory>,
+    core: RouterCore,
+    map: (u64, MapVersion),
+    undelivered: Vec<Arc<GenerateRequest>>,
+    /// Dropped with the state, which ends the tasks.
+    _tasks: JoinSet<()>,
+}
+
+impl Actor for RouterActor {
+    type Msg = RouterMessage;
+    type State = RouterState;
+    type Arguments = Arc<Directory>;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        directory: Self::Arguments,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        let limits = RouterLimits {
+            max_waiting: directory.limits.max_waiting,
+            max_running: directory.limits.max_running,
+            max_prefilling: directory.limits.max_prefilling,
+            disaggregate: directory.disaggregate,
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(tick(myself.clone()));
+        let core = RouterCore::new(limits);
+        let mut state =
+            RouterState { directory, core, map: (0, MapVersion(0)), undelivered: Vec::new(), _tasks: tasks };
+        // From here on new streams reach this mailbox; those from before are in the snapshot, some are in both.
+        state.directory.router.set(myself);
+        state.adopt(&state.directory.map());
+        state.restore();
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        state.directory.faults.on_message(NAME);
+        match message {
+            RouterMessage::Submit { request, admitted, suspect } => {
+                state.handle(RouterEvent::Submit { request, admitted, suspect });
+            }
+            RouterMessage::Ended(sequence) => {
+                state.undelivered.retain(|request| request.sequence != sequence);
+                state.handle(RouterEvent::Ended(sequence));
+            }
+            RouterMessage::Started(sequence) => state.handle(RouterEvent::Started(sequence)),
+            RouterMessage::Refused(sequence) => state.handle(RouterEvent::Refused(sequence)),
+            RouterMessage::Undelivered(request) => {
+                state.handle(RouterEvent::Ended(request.sequence));
+                state.undelivered.push(request);
+            }
+            RouterMessage::Map(map) => state.adopt(&map),
+            RouterMessage::Tick => state.tick(),
+            RouterMessage::Poke => {}
+        }
+        Ok(())
+    }
+}
+
+impl RouterState {
+    fn handle(&mut self, event: RouterEvent) {
+        let mut effects = Vec::new();
+        self.core.handle(event, clock::now(), &mut effects);
+        effects.into_iter().for_each(|effect| self.carry_out(effect));
+    }
+
+    fn carry_out(&mut self, effect: RouterEffect) {
+        match effect {
+            RouterEffect::Dispatch { request, route } => {
+                let (sequence, placement) =
+                    (request.sequence, Placement { prefill: route.prefill, decode: route.decode });
+                if let Some(skip) = route.skipped {
+                    metrics::counter!("relevo_disaggregation_skipped_total", "reason" => skip.label()).increment(1);
+                }
+                tracing::debug!(%sequence, prefill = %route.prefill, decode = %route.decode, "routed");
+                if !self.directory.keeper.placed(sequence, placement) {
+                    self.handle(RouterEvent::Ended(sequence));
+                    return;
+                }
+                let event = PrefillEvent::Admit { request: Arc::clone(&request), decode: route.decode };
+                if !self.to_prefill(route.prefill, event) {
+                    self.handle(RouterEvent::Ended(sequence));
+                    self.undelivered.push(request);
+                }
+            }
+            RouterEffect::Redirect { sequence, prefill, decode } => {
+                if self.directory.keeper.placed(sequence, Placement { prefill, decode }) {
+                    // If it is not there, its sequences are lost, and replayed.
+                    let _ = self.to_prefill(prefill, PrefillEvent::Redirect { sequence, decode });
+                }
+            }
+            RouterEffect::Reject { sequence, error } => {
+                self.directory.keeper.reject(&self.directory, sequence, error);
+            }
+        }
+    }
+
+    fn to_prefill(&self, device: relevo_wire::DeviceId, event: PrefillEvent) -> bool {
+        self.directory.device(device).is_some_and(|port| port.prefill.cast(PrefillMessage::Event(event)))
+    }
+
+    /// An older map is one that was overtaken, or of a coordinator that has been replaced.
+    fn adopt(&mut self, map: &ClusterMap) {
+        if (map.term, map.version) <= self.map {
+            return;
+        }
+        self.map = (map.term, map.version);
+        let workers = map.devices.iter().filter(|entry| entry.standing == Standing::Serving).map(worker).collect();
+        self.handle(RouterEvent::Workers(workers));
+    }
+
+    fn tick(&mut self) {
+        for request in std::mem::take(&mut self.undelivered) {
+            let suspect = self.directory.keeper.is_on_trial(request.sequence);
+            self.handle(RouterEvent::Submit { request, admitted: true, suspect });
+        }
+        self.handle(RouterEvent::Tick);
+        metrics::gauge!("relevo_queue_depth", "queue" => NAME).set(self.core.num_waiting() as f64);
+        self.directory.router_waiting.store(self.core.num_waiting(), std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// After a restart: who is where is in the gateway's keeping.
+    fn restore(&mut self) {
+        for kept in self.directory.keeper.snapshot() {
+            let event = match kept.placement {
+                Some(Placement { prefill, decode }) => {
+                    RouterEvent::Placed { request: kept.request, prefill, decode, started: kept.started }
+                }
+                None => RouterEvent::Submit { request: kept.request, admitted: true, suspect: kept.suspect },
+            };
+            self.handle(event);
+        }
+    }
+}
+
+fn worker(entry: &MapEntry) -> WorkerFacts {
+    let facts = &entry.facts;
+    WorkerFacts {
+        device: facts.device,
+        epoch: facts.epoch,
+        prefill: facts.roles.contains(&DeviceRole::Prefill),
+        decode: facts.roles.contains(&DeviceRole::Decode),
+        num_blocks: facts.num_blocks,
+        max_context: facts.max_context,
+    }
+}
+
+async fn tick(router: ActorRef<RouterMessage>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if router.cast(RouterMessage::Tick).is_err() {
+            return;
+        }
+    }
+}
