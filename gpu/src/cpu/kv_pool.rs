@@ -8,12 +8,12 @@
 
 #![allow(unsafe_code, reason = "memory that threads share without a lock, block by block")]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use half::f16;
+use memmap2::MmapMut;
 use relevo_wire::{BLOCK_TOKENS, BlockIndex, ElementType, KvLayout, LayerIndex};
 
 use super::simd::Element;
@@ -33,10 +33,11 @@ pub struct KvPool {
     stride: usize,
 }
 
-/// What the pool's clones and the `Bytes` of its blocks own together. Pages that were never written take no memory.
+/// What the pool's clones and the `Bytes` of its blocks own together. Pages that were never written take no memory; where the system gives huge ones, a
+/// decode step, which reads keys and values all over the pool, looks fewer of them up.
 struct Memory {
     start: NonNull<u8>,
-    layout: Layout,
+    _map: MmapMut,
 }
 
 // SAFETY: plain bytes. Threads that touch the same block at the same time, one of them writing, break the promise that the module states.
@@ -44,10 +45,16 @@ unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
 
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this very layout, by `KvPool::new`.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+impl Memory {
+    fn zeroed(byte_len: usize) -> std::io::Result<Self> {
+        let mut map = MmapMut::map_anon(byte_len)?;
+        #[cfg(target_os = "linux")]
+        if let Err(error) = map.advise(memmap2::Advice::HugePage) {
+            tracing::debug!(%error, "no huge pages for the KV pool");
+        }
+        // The map is not touched through `map` any more: this pointer is the one way in.
+        let start = NonNull::from(&mut map[..]).cast();
+        Ok(Self { start, _map: map })
     }
 }
 
@@ -77,10 +84,8 @@ impl KvPool {
         let stride = layout.layer_block_bytes().next_multiple_of(ALIGN);
         let wanted_bytes = stride.saturating_mul(layout.num_layers as usize).saturating_mul(num_blocks).max(ALIGN);
         let short = || ComputeError::OutOfMemory { wanted_bytes, what: "the KV pool" };
-        let allocation = Layout::from_size_align(wanted_bytes, ALIGN).map_err(|_| short())?;
-        // SAFETY: the size is not 0.
-        let start = NonNull::new(unsafe { alloc_zeroed(allocation) }).ok_or_else(short)?;
-        Ok(Self { memory: Arc::new(Memory { start, layout: allocation }), layout, num_blocks, stride })
+        let memory = Memory::zeroed(wanted_bytes).map_err(|_| short())?;
+        Ok(Self { memory: Arc::new(memory), layout, num_blocks, stride })
     }
 
     /// The bytes of a (layer, block), if there is such a one.

@@ -20,6 +20,8 @@
 mod products;
 mod tile;
 
+use std::ops::Range;
+
 use half::f16;
 use relevo_wire::{ElementType, LayerIndex};
 
@@ -57,7 +59,7 @@ impl AttentionTask<'_> {
     }
 }
 
-/// Some rows of a piece and one kv head: what a thread works on at a time.
+/// Some rows of a piece and some kv heads: what a thread works on at a time.
 struct Item<'a> {
     step: &'a UploadedStep,
     piece: &'a StepPiece,
@@ -65,7 +67,7 @@ struct Item<'a> {
     first_row: usize,
     num_rows: usize,
     position: usize,
-    kv_head: usize,
+    kv_heads: Range<usize>,
 }
 
 /// Working memory of attention, for each thread; grows to what a model needs and stays.
@@ -100,10 +102,13 @@ pub(super) fn paged_attention(
     for tile in tiles.iter_mut() {
         tile.prepare(rows_per_tile * task.group(), &layout);
     }
+    // Where there is enough else to share out, the heads of a tile, neighbours in memory, are one thread's.
+    let heads_per_item = if num_tiles >= 4 * pool.num_threads() { kv_heads } else { 1 };
+    let items_per_tile = kv_heads / heads_per_item;
     let (tiles, out) = (DisjointMut::new(tiles), DisjointMut::new(out));
-    pool.for_each(num_tiles * kv_heads, |thread_index, item| {
+    pool.for_each(num_tiles * items_per_tile, |thread_index, item| {
         // The last rows of a prompt see the most: begun first, they do not end last.
-        let (tile, kv_head) = (num_tiles - 1 - item / kv_heads, item % kv_heads);
+        let (tile, first_head) = (num_tiles - 1 - item / items_per_tile, item % items_per_tile * heads_per_item);
         let piece_index = tile_starts.partition_point(|&start| start <= tile) - 1;
         let piece = &step.pieces[piece_index];
         let offset = (tile - tile_starts[piece_index]) * rows_per_tile;
@@ -113,7 +118,7 @@ pub(super) fn paged_attention(
             first_row: piece.rows.start + offset,
             num_rows: rows_per_tile.min(piece.rows.len() - offset),
             position: piece.start + offset,
-            kv_head,
+            kv_heads: first_head..first_head + heads_per_item,
         };
         // SAFETY: each thread has a tile of its own.
         let tile = &mut unsafe { tiles.range(thread_index..thread_index + 1) }[0];

@@ -20,6 +20,9 @@ pub(crate) trait Lanes: Copy {
     /// Registers of sixteen lanes that a kernel may keep its sums in.
     const NUM_REGISTERS: usize;
 
+    /// Asks for the cache line at `address`, which need not be mapped.
+    fn prefetch<T>(address: *const T);
+
     /// All lanes `value`.
     fn splat(value: f32) -> Self;
     /// Loads sixteen.

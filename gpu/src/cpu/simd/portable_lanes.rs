@@ -30,6 +30,9 @@ impl Lanes for Portable {
     const NUM_REGISTERS: usize = 8;
 
     #[inline(always)]
+    fn prefetch<T>(_address: *const T) {}
+
+    #[inline(always)]
     fn splat(value: f32) -> Self {
         Self([value; 16])
     }

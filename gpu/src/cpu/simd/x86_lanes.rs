@@ -50,6 +50,11 @@ impl Lanes for Avx512 {
     const NUM_REGISTERS: usize = 32;
 
     #[inline(always)]
+    fn prefetch<T>(address: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
+
+    #[inline(always)]
     fn splat(value: f32) -> Self {
         unsafe { Self(_mm512_set1_ps(value)) }
     }
@@ -154,6 +159,11 @@ impl Lanes for Avx512 {
 
 impl Lanes for Avx2 {
     const NUM_REGISTERS: usize = 8;
+
+    #[inline(always)]
+    fn prefetch<T>(address: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+    }
 
     #[inline(always)]
     fn splat(value: f32) -> Self {
