@@ -11,7 +11,7 @@ use relevo_wire::TenantId;
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 
-use super::error::ApiError;
+use super::api_error::ApiError;
 
 /// Shortest key that is accepted: 16 characters of base64 are 96 bits.
 const MIN_KEY_CHARS: usize = 16;

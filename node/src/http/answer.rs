@@ -5,7 +5,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use serde::Serialize;
 
-use super::error::ApiError;
+use super::api_error::ApiError;
 
 /// A 200 with `value` as its body.
 pub(super) fn json(value: &impl Serialize) -> Result<Response, ApiError> {

@@ -16,7 +16,7 @@ use tracing::Instrument;
 
 use super::Service;
 use super::access::check_names;
-use super::error::{ApiError, ErrorCode};
+use super::api_error::{ApiError, ErrorCode};
 use super::routes::{Role, role_of};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

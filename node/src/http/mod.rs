@@ -6,16 +6,27 @@
 
 mod access;
 mod answer;
-mod error;
+mod api_error;
+mod body;
+mod choice;
+mod events;
+mod generate;
+mod generation;
 mod guard;
 mod mint;
 mod models;
+mod objects;
+mod openapi;
 mod operations;
 mod options;
+mod pace;
+mod request;
 mod routes;
 mod server;
 mod service;
 mod socket;
+mod tokens;
+mod words;
 
 pub use access::{ApiKeys, KeyFileError};
 pub use options::{HttpOptions, Limits};

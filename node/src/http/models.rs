@@ -7,7 +7,7 @@ use axum::response::Response;
 use serde::Serialize;
 
 use super::answer;
-use super::error::ApiError;
+use super::api_error::ApiError;
 use super::{ServedModel, Service};
 
 /// OpenAI's `Model`, with vLLM's `max_model_len`.

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Service;
 use super::answer;
-use super::error::ApiError;
+use super::api_error::ApiError;
 
 #[derive(Serialize)]
 struct Condition {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::from_fn_with_state;
-use axum::routing::{MethodRouter, get};
+use axum::routing::{MethodRouter, get, post};
 
-use super::error::ApiError;
+use super::api_error::ApiError;
 use super::guard::{Guard, guard};
-use super::{Service, models, operations};
+use super::{Service, generate, models, openapi, operations, tokens};
 
 /// Who may call a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,11 @@ pub(super) enum Endpoint {
     Status,
     Models,
     Model,
+    Chat,
+    Completion,
+    Tokenize,
+    Detokenize,
+    OpenApi,
 }
 
 /// All of them.
@@ -50,6 +55,11 @@ pub(super) const ROUTES: &[Route] = &[
     Route { path: "/relevo/status", role: Role::Client, endpoint: Endpoint::Status },
     Route { path: "/v1/models", role: Role::Client, endpoint: Endpoint::Models },
     Route { path: "/v1/models/{*model}", role: Role::Client, endpoint: Endpoint::Model },
+    Route { path: "/v1/chat/completions", role: Role::Client, endpoint: Endpoint::Chat },
+    Route { path: "/v1/completions", role: Role::Client, endpoint: Endpoint::Completion },
+    Route { path: "/tokenize", role: Role::Client, endpoint: Endpoint::Tokenize },
+    Route { path: "/detokenize", role: Role::Client, endpoint: Endpoint::Detokenize },
+    Route { path: "/openapi.json", role: Role::Client, endpoint: Endpoint::OpenApi },
 ];
 
 impl Endpoint {
@@ -61,6 +71,11 @@ impl Endpoint {
             Self::Status => get(operations::status),
             Self::Models => get(models::list),
             Self::Model => get(models::retrieve),
+            Self::Chat => post(generate::chat),
+            Self::Completion => post(generate::completion),
+            Self::Tokenize => post(tokens::tokenize),
+            Self::Detokenize => post(tokens::detokenize),
+            Self::OpenApi => get(openapi::document),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The listener: connections with limits and deadlines, and a shutdown that lets open answers end.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -151,8 +151,8 @@ impl Server {
     fn admit(&mut self, stream: TcpStream) {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             metrics::counter!("relevo_http_connections_refused_total").increment(1);
-            // A fresh socket takes a few hundred bytes at once; if not, the close alone says it.
-            let _ = stream.try_write(TOO_MANY_CONNECTIONS);
+            // A fresh socket takes a few hundred bytes without waiting; if not, the close alone says it.
+            let _ = stream.into_std().and_then(|mut stream| stream.write(TOO_MANY_CONNECTIONS));
             return;
         };
         if let Err(error) = stream.set_nodelay(true) {

@@ -9,11 +9,18 @@ use std::sync::{Arc, OnceLock};
 use relevo_actors::gateway::Gateway;
 use relevo_actors::status::ClusterStatus;
 use relevo_wire::TokenId;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::HttpOptions;
-use super::error::ApiError;
+use super::api_error::ApiError;
+use super::body::BodyBudget;
 use super::mint::Mint;
+use crate::text::ModelText;
+
+/// Large bodies that are parsed and tokenised at one time. Each takes a core for up to seconds, and memory for its
+/// parsed JSON of up to sixteen times its size.
+const MAX_HEAVY_BODIES: usize = 2;
 
 /// Reads the cluster's status.
 pub type StatusReader = Box<dyn Fn() -> Pin<Box<dyn Future<Output = ClusterStatus> + Send>> + Send + Sync>;
@@ -25,6 +32,9 @@ pub struct Service {
     pub(super) mint: Mint,
     /// Cancelled when open answers must end now.
     pub(super) closing: CancellationToken,
+    pub(super) body_budget: Arc<BodyBudget>,
+    /// Bodies that are read on threads of their own.
+    pub(super) heavy_bodies: Arc<Semaphore>,
     render_metrics: Box<dyn Fn() -> String + Send + Sync>,
     backend: OnceLock<Backend>,
     draining: AtomicBool,
@@ -53,6 +63,10 @@ pub struct ServedModel {
     pub vocab_size: u32,
     /// Ids that end a generation.
     pub end_ids: Arc<[TokenId]>,
+    /// The token that begins a document, if the model has one.
+    pub start_id: Option<TokenId>,
+    /// Its tokenizer and chat template, as far as it has them; without, it takes and gives token ids only.
+    pub text: ModelText,
 }
 
 impl Service {
@@ -62,6 +76,8 @@ impl Service {
             options,
             mint: Mint::new(),
             closing: CancellationToken::new(),
+            body_budget: Arc::default(),
+            heavy_bodies: Arc::new(Semaphore::new(MAX_HEAVY_BODIES)),
             render_metrics: Box::new(render_metrics),
             backend: OnceLock::new(),
             draining: AtomicBool::new(false),
@@ -85,6 +101,11 @@ impl Service {
             return Err(ApiError::shutting_down());
         }
         self.backend.get().ok_or_else(ApiError::not_ready)
+    }
+
+    /// The same, also for answers that are under way when the server stops.
+    pub(super) fn opened(&self) -> Option<&Backend> {
+        self.backend.get()
     }
 
     pub(super) fn render_metrics(&self) -> String {

@@ -38,6 +38,11 @@ impl TextStream {
         Self { tokenizer, special, stops, half: Vec::new(), held: String::new(), stopped: false }
     }
 
+    /// Whole characters that have not been given yet, since a stop may have begun in them.
+    pub fn held(&self) -> &str {
+        &self.held
+    }
+
     /// Takes the next token. After a stop, tokens change nothing.
     pub fn push(&mut self, id: TokenId) -> StreamedText {
         if self.stopped {

@@ -215,12 +215,6 @@ impl ApiError {
         self.status
     }
 
-    /// Its code.
-    #[cfg(test)]
-    pub(super) fn code(&self) -> &'static str {
-        self.code
-    }
-
     /// The object as it stands in a body or an event.
     pub(super) fn body(&self) -> ErrorBody<'_> {
         ErrorBody { error: self }
