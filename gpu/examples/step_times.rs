@@ -1,6 +1,6 @@
 //! Where the time of a step goes: decode of 1, 8 and 32 streams and a prefill of 512 tokens, operation by operation.
 //!
-//! `cargo run --release -p relevo-gpu --example step_times -- MODEL.gguf [--threads N] [--isa NAME] [--context N] [--numerics exact]`
+//! `cargo run --release -p relevo-gpu --example step_times -- MODEL.gguf [--threads N] [--isa NAME] [--context N] [--numerics exact] [--prefill-only]`
 
 #![allow(clippy::print_stdout, reason = "a table is what it is for")]
 
@@ -46,6 +46,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     bench.prefill(PREFILL)?;
     let prefill = bench.measure(PREFILL, 5, |bench, _| bench.prefill(PREFILL))?;
     prefill.print(&format!("prefill of {PREFILL}"));
+    if arguments.prefill_only {
+        return Ok(());
+    }
     for streams in [1, 8, 32] {
         let context = arguments.context;
         bench.fill(streams, context)?;
@@ -64,14 +67,20 @@ struct Arguments {
     isa: Isa,
     context: usize,
     numerics: Numerics,
+    prefill_only: bool,
 }
 
 impl Arguments {
     fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, Box<dyn Error>> {
         let model = PathBuf::from(arguments.next().ok_or("the first argument is the model's file")?);
         let threads = std::thread::available_parallelism()?.get();
-        let mut parsed = Self { model, threads, isa: Isa::detect(), context: 128, numerics: Numerics::Default };
+        let (isa, numerics) = (Isa::detect(), Numerics::Default);
+        let mut parsed = Self { model, threads, isa, context: 128, numerics, prefill_only: false };
         while let Some(flag) = arguments.next() {
+            if flag == "--prefill-only" {
+                parsed.prefill_only = true;
+                continue;
+            }
             let value = arguments.next().ok_or_else(|| format!("{flag} wants a value"))?;
             match flag.as_str() {
                 "--threads" => parsed.threads = value.parse()?,
