@@ -4,6 +4,7 @@ pub mod compute;
 pub mod cost;
 pub mod cpu;
 pub mod description;
+pub mod devices;
 pub mod model;
 pub mod sampling;
 pub mod weights;
