@@ -28,6 +28,9 @@ pub trait Compute: Send {
     /// A [`StepPlan`] in device memory.
     type Step: Send;
 
+    /// The calling thread enqueues the work from here on, and does its share of it where the device is the host's processor.
+    fn adopt_thread(&mut self) {}
+
     /// Packs `parts`, stacked along the outputs (such as q, k, v), for this device.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ use crate::policy::fairness::{FairQueue, Waiting};
 use crate::policy::prefix::{BuildPrefixKeyHasher, PrefixKey};
 use crate::status::KvBlocks;
 
-pub use limits::{CoreLimits, LimitsError};
+pub use limits::{CoreLimits, LimitsError, STEP_OUTPUTS, STEP_ROWS};
 pub use planning::{PlanBuffers, StepShape};
 pub use pushing::PinId;
 

@@ -104,7 +104,9 @@ struct Engine {
 
 impl Engine {
     fn new(ports: EnginePorts, core: DeviceCore) -> (Self, oneshot::Sender<EngineExit>) {
-        let EnginePorts { device, epoch, model, started, commands, events, tokens, progress, stats, exited } = ports;
+        let EnginePorts { device, epoch, mut model, started, commands, events, tokens, progress, stats, exited } =
+            ports;
+        model.adopt_thread();
         let kv = model.kv_memory();
         // Whoever started it may have gone meanwhile; then the commands are closed.
         _ = started.send(Ok(kv.clone()));

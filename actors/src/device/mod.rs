@@ -14,7 +14,8 @@ mod supervisor;
 mod thread_waker;
 
 pub use self::core::{
-    CoreCounters, CoreEvent, CoreLimits, DeviceCore, Effect, LimitsError, PinId, PlanBuffers, StepShape,
+    CoreCounters, CoreEvent, CoreLimits, DeviceCore, Effect, LimitsError, PinId, PlanBuffers, STEP_OUTPUTS, STEP_ROWS,
+    StepShape,
 };
 pub use engine::{StartError, start_engine};
 pub use interface::{

@@ -105,6 +105,10 @@ impl Compute for CpuDevice {
     type KvPool = KvPool;
     type Step = UploadedStep;
 
+    fn adopt_thread(&mut self) {
+        self.pool.pin_caller();
+    }
+
     fn load_matrix(&mut self, parts: &[TensorView<'_>], numerics: Numerics) -> Result<PackedMatrix, ComputeError> {
         PackedMatrix::pack(parts, numerics)
     }

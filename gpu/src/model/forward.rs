@@ -260,6 +260,10 @@ impl<C: Compute> StepModel for Model<C> {
         self.kv.clone()
     }
 
+    fn adopt_thread(&mut self) {
+        self.device.adopt_thread();
+    }
+
     fn begin_step(&mut self, plan: &StepPlan<'_>) -> Result<(), ComputeError> {
         if self.step.is_some() {
             return Err(ComputeError::Plan("a step is in flight".into()));

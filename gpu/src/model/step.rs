@@ -28,6 +28,9 @@ pub trait StepModel: Send {
     /// Its KV pool, for those who move blocks between devices.
     fn kv_memory(&self) -> Arc<dyn KvMemory>;
 
+    /// The calling thread drives the model from here on. A device with threads of its own counts it among them, and pins it if it pins them.
+    fn adopt_thread(&mut self) {}
+
     /// Begins a step.
     ///
     /// # Errors

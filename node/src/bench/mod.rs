@@ -1,5 +1,6 @@
 //! `relevo bench`: how fast the bare engine is, and how fast a server.
 
+mod engine;
 mod percentiles;
 mod serve;
 
@@ -8,6 +9,8 @@ use crate::cli::{Common, Failure};
 /// The commands under `relevo bench`.
 #[derive(Debug, clap::Subcommand)]
 pub enum BenchCommand {
+    /// Measure the bare engine: prefill and decode without a server
+    Engine(engine::EngineArgs),
     /// Load an OpenAI-compatible server and measure its latencies
     Serve(serve::ServeArgs),
 }
@@ -16,8 +19,9 @@ pub enum BenchCommand {
 ///
 /// # Errors
 /// See [`Failure`].
-pub async fn run(command: BenchCommand, _common: &Common) -> Result<(), Failure> {
+pub async fn run(command: BenchCommand, common: &Common) -> Result<(), Failure> {
     match command {
+        BenchCommand::Engine(args) => engine::run(args, common).await,
         BenchCommand::Serve(args) => serve::run(args).await,
     }
 }

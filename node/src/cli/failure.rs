@@ -3,6 +3,9 @@
 use std::io;
 use std::process::ExitCode;
 
+use relevo_actors::device::StartError;
+use relevo_gpu::model::LoadError;
+
 use crate::config::ConfigError;
 use crate::http_client::ClientError;
 use crate::model_store::StoreError;
@@ -27,6 +30,18 @@ pub enum Failure {
     /// A server does not answer as it should.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// A model cannot be loaded: the file's fault, or memory is short.
+    #[error("cannot load the model")]
+    Load(#[from] LoadError),
+    /// An engine cannot be started.
+    #[error("cannot start the engine")]
+    StartEngine(#[from] StartError),
+    /// An engine failed at its work: our bug, or the device's.
+    #[error("the engine failed: {reason}")]
+    Engine {
+        /// In its words.
+        reason: String,
+    },
     /// Something of the operating system's.
     #[error("{doing}")]
     System {
@@ -61,7 +76,7 @@ impl Failure {
             Self::Usage(_) | Self::Config { .. } => ExitCode::from(2),
             Self::Interrupted => ExitCode::from(130),
             Self::OutputClosed(_) => ExitCode::SUCCESS,
-            Self::Store(_) | Self::Client(_) | Self::System { .. } => ExitCode::FAILURE,
+            _ => ExitCode::FAILURE,
         }
     }
 }

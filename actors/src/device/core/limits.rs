@@ -89,6 +89,13 @@ impl CoreLimits {
     }
 }
 
+/// Rows of a step that a model is loaded for: enough that reading the weights costs little beside the arithmetic, few enough that a step takes a
+/// fraction of a second on a small machine.
+pub const STEP_ROWS: usize = 512;
+
+/// Output rows of a step that a model is loaded for: each takes a vocabulary of logits.
+pub const STEP_OUTPUTS: usize = 128;
+
 /// Half of a common prefill budget: on two CPU cores a chunk of this size takes as long as a few decode steps.
 const DEFAULT_MIXED_ROWS: usize = 256;
 
