@@ -40,6 +40,10 @@ impl StepModel for FaultyModel {
         self.inner.max_context()
     }
 
+    fn adopt_thread(&mut self) {
+        self.inner.adopt_thread();
+    }
+
     fn kv_memory(&self) -> Arc<dyn KvMemory> {
         self.inner.kv_memory()
     }
