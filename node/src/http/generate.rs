@@ -13,10 +13,10 @@ use super::choice::Piece;
 use super::events::{self, Header};
 use super::generation::{Generation, Origin};
 use super::guard::Caller;
+use super::listener::LastAnswer;
 use super::mint::unix_seconds;
 use super::objects::{ChatChoice, ChatCompletion, ChatMessage, Completion, CompletionChoice};
 use super::request::{Format, Planner};
-use super::server::LastAnswer;
 use super::{Backend, Service, answer};
 
 /// A body up to this size is read where it arrives: a few hundred microseconds of parsing and tokenising. A larger one

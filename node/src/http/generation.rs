@@ -14,7 +14,6 @@ use relevo_wire::{FinishReason, GenerateRequest, Instant64, RequestError, Sequen
 use super::api_error::ApiError;
 use super::choice::{Choice, Echo, Piece};
 use super::objects::{PromptTokensDetails, TokenNames, Usage as UsageObject};
-use super::pace::Pace;
 use super::request::{Plan, StreamOptions};
 use super::words::Words;
 use super::{Backend, Service};
@@ -32,7 +31,6 @@ pub(super) struct Generation {
     prompt_tokens: u64,
     /// Answers for each prompt.
     n: usize,
-    pace: Pace,
     /// Ends the answer: the server closes, or the deadline is past.
     interrupt: Pin<Box<dyn Future<Output = ApiError> + Send>>,
     top_logprobs: bool,
@@ -121,7 +119,6 @@ impl Generation {
             }
         }
         Ok(Self {
-            pace: Pace::new(backend.model.name(), origin.arrived, sequences.len()),
             sequences,
             early: VecDeque::new(),
             cursor: 0,
@@ -223,7 +220,6 @@ impl Generation {
                 sequence.choice.echo_logprobs(logprobs, piece);
             }
             Some(StreamEvent::Token { token, logprobs, .. }) => {
-                self.pace.token(index);
                 sequence.choice.push(token, logprobs, piece);
                 if piece.finish.is_some() {
                     // A stop string: the rest of the sequence is not wanted.
@@ -238,9 +234,6 @@ impl Generation {
             }
             Some(StreamEvent::Failed(error)) => return Err(error.into()),
         }
-        if let Some(reason) = piece.finish {
-            self.pace.finished(reason, sequence.usage);
-        }
         Ok(())
     }
 
@@ -251,7 +244,6 @@ impl Generation {
             sequence.opening = None;
         }
         self.early.clear();
-        self.pace.failed();
         error
     }
 
