@@ -64,8 +64,12 @@ pub(super) fn keep_best(logits: &[f32], count: usize, chunk_maxima: &[f32], best
 /// A token's mass.
 #[inline(always)]
 pub(super) fn mass(logit: f32, max: f32, inverse_temperature: f32) -> u32 {
-    // At most 2^30, so the detour over i32 is exact; it is the conversion that vector units have.
-    (exp((logit - max) * inverse_temperature) * ONE as f32 + 0.5) as i32 as u32
+    // Rounded in two halves by adding 2^23, whose lowest bits are then the whole number: vector units of old have no quick conversion that is
+    // defined for every float.
+    let scaled = exp((logit - max) * inverse_temperature) * 32_768.0;
+    let upper = scaled + 8_388_608.0;
+    let lower = (scaled - (upper - 8_388_608.0)) * 32_768.0 + 12_582_912.0;
+    ((upper.to_bits() & 0x007f_ffff) << 15).wrapping_add(lower.to_bits().wrapping_sub(12_582_912.0f32.to_bits()))
 }
 
 /// The tokens of a list of masses that may be drawn: those above `least`, and of those equal to it the first `num_least`.

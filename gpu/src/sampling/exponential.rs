@@ -16,7 +16,8 @@ const ROUNDER: f32 = 12_582_912.0;
 pub(super) fn exp(x: f32) -> f32 {
     // Written so that NaN takes the second branch.
     let x = if x > LEAST_EXPONENT { x } else { LEAST_EXPONENT };
-    let n = (x * std::f32::consts::LOG2_E + ROUNDER) - ROUNDER;
+    let rounded = x * std::f32::consts::LOG2_E + ROUNDER;
+    let n = rounded - ROUNDER;
     let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
     let mut p = 1.987_569_1e-4;
     p = p * r + 1.398_199_9e-3;
@@ -25,8 +26,8 @@ pub(super) fn exp(x: f32) -> f32 {
     p = p * r + 1.666_666_5e-1;
     p = p * r + 0.5;
     let y = p * (r * r) + r + 1.0;
-    // 2^n, straight into the exponent's bits; n is a whole number in [-116, 0].
-    y * f32::from_bits(((n as i32 + 127) as u32) << 23)
+    // 2^n for a whole n in [-116, 0]: the lowest bits of `rounded` are n, shifted to where the exponent is (the rest falls off above).
+    y * f32::from_bits((rounded.to_bits() << 23).wrapping_add(1.0f32.to_bits()))
 }
 
 /// ln x for finite x ≥ 1, to about 1e-15 relative.

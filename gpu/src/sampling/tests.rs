@@ -285,3 +285,15 @@ fn log_probabilities_are_of_the_raw_logits_whatever_the_sampling() {
     assert_eq!(logprobs.top[0].0, best);
     assert_eq!(output.logits.unwrap(), logits);
 }
+
+#[test]
+fn a_mass_is_the_nearest_whole_number() {
+    for step in 0..100_000 {
+        let logit = -30.0 * step as f32 / 100_000.0;
+        let expected = (f64::from(exponential::exp(logit)) * f64::from(ONE)).round_ties_even();
+        assert_eq!(f64::from(candidates::mass(logit, 0.0, 1.0)), expected, "of {logit}");
+    }
+    assert_eq!(candidates::mass(7.0, 7.0, 1e5), ONE);
+    assert_eq!(candidates::mass(f32::NAN, 7.0, 1.0), 0);
+    assert_eq!(candidates::mass(f32::NEG_INFINITY, 7.0, 1.0), 0);
+}
