@@ -115,9 +115,8 @@ fn greedy_agreement(model: &mut Model<CpuDevice>, prompt: &Prompt) -> (Agreement
     let greedy = &prompt.greedy;
     let tokens: Vec<TokenId> = prompt.ids.iter().chain(&greedy.ids[..greedy.ids.len() - 1]).copied().collect();
     let first = prompt.ids.len() - 1;
-    let rows = run(model, &tokens, |position| {
-        position.checked_sub(first).map(|index| target_and_best(greedy.ids[index]))
-    });
+    let rows =
+        run(model, &tokens, |position| position.checked_sub(first).map(|index| target_and_best(greedy.ids[index])));
     let (mut agreement, mut margins) = (Agreement::default(), Vec::new());
     assert_eq!(rows.len(), greedy.ids.len());
     for (index, row) in rows.iter().enumerate() {
@@ -160,7 +159,9 @@ fn exact_numerics_write_the_text_of_float32_token_by_token() {
     let mut model = model(Numerics::Exact);
     let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
     let greedy = || SampleRow { params: &params, choice: 0, prompt: &[], generated: &[], banned: &[] };
-    for prompt in prompts().iter().filter(|prompt| ["prose_capital", "spanish", "single_space"].contains(&&*prompt.name)) {
+    for prompt in
+        prompts().iter().filter(|prompt| ["prose_capital", "spanish", "single_space"].contains(&&*prompt.name))
+    {
         let mut tokens = prompt.ids.clone();
         let last = tokens.len() - 1;
         let draw = |position| (position == last).then(|| OutputRow { sample: Some(greedy()), ..OutputRow::default() });

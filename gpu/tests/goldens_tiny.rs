@@ -1,6 +1,12 @@
 //! Tiny checkpoints of every dense family, in `exact` numerics, against transformers in float32.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's helpers fail by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "helpers of tests fail by panicking, and say how close it was"
+)]
 
 use std::path::{Path, PathBuf};
 
@@ -60,7 +66,8 @@ fn check(name: &str) {
     for (index, sequence) in expected.sequences.iter().enumerate() {
         let (ours, mut next) = step(&mut model, &sequence.ids, 0);
         let reference = tensors.tensor(&format!("seq{index}.logits_last8")).unwrap();
-        let reference: Vec<f32> = reference.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let reference: Vec<f32> =
+            reference.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
         let ours: Vec<f32> = ours.into_iter().flatten().collect();
         assert_eq!(ours.len(), reference.len());
         let largest = reference.iter().fold(0.0f32, |largest, logit| largest.max(logit.abs()));
@@ -68,11 +75,9 @@ fn check(name: &str) {
         println!("{name} {index}: max |Δlogit| / max |logit| = {:e}", difference / largest);
         assert!(difference <= 1e-4 * largest, "{name}, sequence {index}: {difference} of {largest}");
 
-        let mut position = sequence.ids.len();
-        for (nth, token) in sequence.greedy.iter().enumerate() {
-            assert_eq!(next, *token, "{name}, sequence {index}, greedy token {nth}");
+        for (position, token) in (sequence.ids.len()..).zip(&sequence.greedy) {
+            assert_eq!(next, *token, "{name}, sequence {index}, position {position}");
             (_, next) = step(&mut model, &[next], position);
-            position += 1;
         }
         assert_eq!(sequence.greedy.len(), 24);
     }
