@@ -5,15 +5,13 @@
 use std::array::from_fn;
 
 use super::kernel::ActivationBlock;
-use super::quant::BLOCK;
+use super::quant::{BLOCK, PANEL_ROWS};
+#[cfg(target_arch = "x86_64")]
+use super::vector::{Avx2, Avx512};
+use super::vector::{Portable, Vector};
+use crate::cpu::isa::Isa;
 use crate::cpu::math::rms_scale;
-use crate::cpu::simd::{Lanes, multiversion};
-
-/// Largest block of activations that counts as zero: its scale's reciprocal would overflow near 3.7e-37.
-const TINY: f32 = 1e-30;
-
-/// 1.5 × 2^23: added to a float of magnitude under 2^22, leaves it rounded to the nearest integer (ties to even) in the low bits.
-const ROUND: f32 = 12_582_912.0;
+use crate::cpu::simd::{self, Lanes, multiversion};
 
 /// A row before its product, and its norm's weight and epsilon.
 pub(super) type Row<'a> = (&'a [f32], Option<(&'a [f32], f32)>);
@@ -40,9 +38,29 @@ impl<T> Strided<T> {
     }
 }
 
-multiversion! {
-    /// Normalises a row and rounds it to 8 bits.
-    pub(super) fn write_int8(row: Row<'_>, to: &mut Strided<ActivationBlock>) = write_int8_generic
+/// Normalises a row and rounds it to 8 bits.
+pub(super) fn write_int8(isa: Isa, row: Row<'_>, to: &mut Strided<ActivationBlock>) {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+    fn avx512(row: Row<'_>, to: &mut Strided<ActivationBlock>) {
+        // SAFETY: the features are this function's.
+        write_int8_generic::<simd::Avx512, _>(unsafe { Avx512::new() }, row, to);
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn avx2(row: Row<'_>, to: &mut Strided<ActivationBlock>) {
+        // SAFETY: the features are this function's.
+        write_int8_generic::<simd::Avx2, _>(unsafe { Avx2::new() }, row, to);
+    }
+    match isa {
+        // SAFETY: whoever holds this Isa has found its instructions in this processor.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni => unsafe { avx512(row, to) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2(row, to) },
+        _ => write_int8_generic::<simd::Portable, _>(Portable::<PANEL_ROWS>, row, to),
+    }
 }
 
 multiversion! {
@@ -51,14 +69,16 @@ multiversion! {
 }
 
 #[inline(always)]
-fn write_int8_generic<V: Lanes>((x, norm): Row<'_>, to: &mut Strided<ActivationBlock>) {
-    let norm = norm.map(|(weight, epsilon)| (weight.as_chunks::<BLOCK>().0, rms_scale::<V>(x, epsilon)));
-    for (index, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
-        let block = match norm {
-            None => quantise(x),
-            Some((weight, scale)) => quantise(&from_fn(|i| x[i] * scale * weight[index][i])),
-        };
-        to.write(index, block);
+fn write_int8_generic<V: Lanes, S: Vector>(s: S, (x, norm): Row<'_>, to: &mut Strided<ActivationBlock>) {
+    let blocks = x.as_chunks::<BLOCK>().0.iter().enumerate();
+    match norm {
+        None => blocks.for_each(|(index, x)| to.write(index, s.quantise(x))),
+        Some((weight, epsilon)) => {
+            let scale = rms_scale::<V>(x, epsilon);
+            for ((index, x), weight) in blocks.zip(weight.as_chunks::<BLOCK>().0) {
+                to.write(index, s.quantise(&from_fn(|i| x[i] * scale * weight[i])));
+            }
+        }
     }
 }
 
@@ -70,34 +90,5 @@ fn write_f32_generic<V: Lanes>((x, norm): Row<'_>, to: &mut Strided<f32>) {
             let scale = rms_scale::<V>(x, epsilon);
             x.iter().zip(weight).enumerate().for_each(|(index, (x, weight))| to.write(index, x * scale * weight));
         }
-    }
-}
-
-/// Symmetric: the scale is a 127th of the largest magnitude, codes are rounded to nearest, ties to even.
-#[inline(always)]
-fn quantise(x: &[f32; BLOCK]) -> ActivationBlock {
-    // Magnitudes of floats are ordered as their bits are, and the maximum of integers has an instruction that NaN does not confuse.
-    let magnitudes: [i32; 16] = from_fn(|i| {
-        let bits = |x: f32| (x.to_bits() & 0x7fff_ffff) as i32;
-        bits(x[i]).max(bits(x[i + 16]))
-    });
-    let largest = f32::from_bits(magnitudes.into_iter().fold(0, i32::max) as u32);
-    if largest < TINY {
-        return ActivationBlock::default();
-    }
-    let inverse = 127.0 / largest;
-    let rounded: [i32; BLOCK] =
-        from_fn(|i| ((x[i] * inverse + ROUND).to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32));
-    let codes: [u8; BLOCK] = rounded.map(|code| code as u8);
-    let sum = |codes: &[i32]| codes.iter().fold(0, |sum: i32, &code| sum.wrapping_add(code));
-    let (low, high) = (sum(&rounded[..16]), sum(&rounded[16..]));
-    let sum = low.wrapping_add(high);
-    let scale = largest / 127.0;
-    ActivationBlock {
-        codes: from_fn(|i| i32::from_le_bytes([codes[4 * i], codes[4 * i + 1], codes[4 * i + 2], codes[4 * i + 3]])),
-        scale,
-        scaled_sum: scale * sum as f32,
-        negative_sum: sum.wrapping_neg(),
-        negative_sum_low: low.wrapping_neg(),
     }
 }

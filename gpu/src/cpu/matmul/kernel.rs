@@ -46,35 +46,65 @@ pub(super) struct PanelRun {
     pub(super) out: *mut f32,
 }
 
-/// How a kernel reads weights and activations.
-pub(super) trait PanelKind {
-    /// Multiplies the `LANES` rows of a panel from `lane` on with a tile of `TILE` rows of activations.
-    ///
-    /// # Safety
-    /// `panel` and `activations` hold what this kind reads, for `num_inputs`; the lanes are within the panel.
-    unsafe fn multiply<S: Vector, const TILE: usize>(
-        s: S,
-        panel: *const u8,
-        lane: usize,
-        num_inputs: usize,
-        activations: *const u8,
-    ) -> [S::F; TILE];
+/// Panels side by side, `stride` bytes apart, and the lanes of each that are wanted.
+#[derive(Clone, Copy)]
+pub(super) struct Panels {
+    first: *const u8,
+    stride: usize,
+    lane: usize,
+    num_inputs: usize,
 }
 
-/// Does `run` with one kind, instruction set and tile.
+/// Accumulators: one register for each panel and row.
+type Sums<S, const PANELS: usize, const TILE: usize> = [[<S as Vector>::F; TILE]; PANELS];
+
+/// How a kernel reads weights and activations.
+pub(super) trait PanelKind {
+    /// Multiplies the `LANES` rows of some panels with a tile of `TILE` rows of activations.
+    ///
+    /// # Safety
+    /// `panels` and `activations` hold what this kind reads.
+    unsafe fn multiply<S: Vector, const PANELS: usize, const TILE: usize>(
+        s: S,
+        panels: Panels,
+        activations: *const u8,
+    ) -> Sums<S, PANELS, TILE>;
+}
+
+/// Does `run` with one kind, instruction set and tile, `PANELS` at a time.
 ///
 /// # Safety
 /// The pointers of `run` hold what its fields say.
 #[inline(always)]
-pub(super) unsafe fn run_panels<K: PanelKind, S: Vector, const TILE: usize>(s: S, run: &PanelRun) {
-    for panel_index in 0..run.num_panels {
-        for lane in (0..PANEL_ROWS).step_by(S::LANES) {
-            // SAFETY: the caller's promise; `lane` steps through the panel's rows.
-            unsafe {
-                let panel = run.panels.add(panel_index * run.stride);
-                let acc = K::multiply::<S, TILE>(s, panel, lane, run.num_inputs, run.activations);
-                for (row, &acc) in acc.iter().enumerate() {
-                    s.store(run.out.add((panel_index * TILE + row) * PANEL_ROWS + lane), acc);
+pub(super) unsafe fn run_panels<K: PanelKind, S: Vector, const PANELS: usize, const TILE: usize>(s: S, run: &PanelRun) {
+    let whole = run.num_panels - run.num_panels % PANELS;
+    for index in (0..whole).step_by(PANELS) {
+        // SAFETY: the caller's promise: these panels exist.
+        unsafe { run_some::<K, S, PANELS, TILE>(s, run, index) };
+    }
+    for index in whole..run.num_panels {
+        // SAFETY: as above.
+        unsafe { run_some::<K, S, 1, TILE>(s, run, index) };
+    }
+}
+
+/// # Safety
+/// As [`run_panels`], and there are `PANELS` from `index` on.
+#[inline(always)]
+unsafe fn run_some<K: PanelKind, S: Vector, const PANELS: usize, const TILE: usize>(
+    s: S,
+    run: &PanelRun,
+    index: usize,
+) {
+    for lane in (0..PANEL_ROWS).step_by(S::LANES) {
+        // SAFETY: the caller's promise; `lane` steps through the rows of a panel.
+        unsafe {
+            let first = run.panels.add(index * run.stride);
+            let panels = Panels { first, stride: run.stride, lane, num_inputs: run.num_inputs };
+            let sums = K::multiply::<S, PANELS, TILE>(s, panels, run.activations);
+            for (panel, sums) in sums.iter().enumerate() {
+                for (row, &sum) in sums.iter().enumerate() {
+                    s.store(run.out.add(((index + panel) * TILE + row) * PANEL_ROWS + lane), sum);
                 }
             }
         }
@@ -99,64 +129,64 @@ pub(super) struct Int8<Q>(std::marker::PhantomData<Q>);
 
 impl<Q: Quant> PanelKind for Int8<Q> {
     #[inline(always)]
-    unsafe fn multiply<S: Vector, const TILE: usize>(
+    unsafe fn multiply<S: Vector, const PANELS: usize, const TILE: usize>(
         s: S,
-        panel: *const u8,
-        lane: usize,
-        num_inputs: usize,
+        panels: Panels,
         activations: *const u8,
-    ) -> [S::F; TILE] {
-        let mut acc = [s.splat(0.0); TILE];
+    ) -> Sums<S, PANELS, TILE> {
+        let mut sums = [[s.splat(0.0); TILE]; PANELS];
         let mut tile = activations.cast::<ActivationBlock>();
-        for index in 0..num_inputs / BLOCK {
-            // SAFETY: the panel has this block, the activations this row of blocks.
-            let (codes, scales) = unsafe {
-                let (codes, scales) = block_at::<Q>(panel, index);
-                prefetch_block::<Q, S>(s, codes);
-                (load_codes::<Q, S>(s, codes, lane), Q::scales(s, scales, index % Q::GROUP, lane))
-            };
-            for (row, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: the tile has this row.
-                *acc = multiply_block::<Q, S>(s, &codes, &scales, unsafe { &*tile.add(row) }, *acc);
+        for index in 0..panels.num_inputs / BLOCK {
+            // SAFETY: the panels have this block.
+            let weights: [Weights<Q, S>; PANELS] = unsafe { load_weights(s, panels, index) };
+            for row in 0..TILE {
+                // SAFETY: the activations have this row of blocks, and it this row.
+                let a = unsafe { &*tile.add(row) };
+                let dots = dots(s, &weights, a);
+                for ((sums, weights), dots) in sums.iter_mut().zip(&weights).zip(dots) {
+                    sums[row] = weights.accumulate(s, dots, a, sums[row]);
+                }
             }
             // SAFETY: the next row of blocks, or one past the last.
             tile = unsafe { tile.add(TILE) };
         }
-        acc
+        sums
     }
 }
 
-/// One block of one row: the int8 formula.
+/// The two halves of a block's dot product for each panel, offsets taken off.
+///
+/// Two chains of four instead of one of eight: a dot instruction takes four cycles, and the scheduler holds only so many rows' chains at once
+/// (measured: 8 % at 16 rows).
 #[inline(always)]
-fn multiply_block<Q: Quant, S: Vector>(
+fn dots<Q: Quant, S: Vector, const PANELS: usize>(
     s: S,
-    codes: &[S::I; 8],
-    scales: &Scales<S>,
+    weights: &[Weights<Q, S>; PANELS],
     a: &ActivationBlock,
-    acc: S::F,
-) -> S::F {
+) -> [[S::I; 2]; PANELS] {
     let wide = Q::CODE_BITS == 8;
-    let dot = |codes: &[S::I], a: &[i32], negative_sum: S::I| {
-        let offset_is_off = Q::OFFSET_SHIFT == 0 || wide && S::SUBTRACTS_128;
-        let mut dot = if offset_is_off { s.splat_i32(0) } else { times_offset::<Q, S>(s, negative_sum) };
-        for (&codes, &a) in codes.iter().zip(a) {
-            let a = s.splat_i32(a);
-            dot = if wide { s.dot::<true>(dot, codes, a) } else { s.dot::<false>(dot, codes, a) };
-        }
-        s.to_float(dot)
-    };
-    let a_scale = s.splat(a.scale);
-    let sum = s.splat_i32(a.negative_sum);
-    let acc = if Q::HALVES {
-        let low_sum = s.splat_i32(a.negative_sum_low);
-        let low = dot(&codes[..4], &a.codes[..4], low_sum);
-        let high = dot(&codes[4..], &a.codes[4..], s.sub(sum, low_sum));
-        let acc = s.fma(low, s.mul(scales.scale[0], a_scale), acc);
-        s.fma(high, s.mul(scales.scale[1], a_scale), acc)
+    let start = if Q::OFFSET_SHIFT == 0 || wide && S::SUBTRACTS_128 {
+        [s.splat_i32(0); 2]
     } else {
-        s.fma(dot(codes, &a.codes, sum), s.mul(scales.scale[0], a_scale), acc)
+        let sum = s.splat_i32(a.negative_sum);
+        let low = s.splat_i32(a.negative_sum_low);
+        // Only types with scales for 16 inputs need to know which half the offset belongs to.
+        if Q::HALVES {
+            [times_offset::<Q, S>(s, low), times_offset::<Q, S>(s, s.sub(sum, low))]
+        } else {
+            [times_offset::<Q, S>(s, sum), s.splat_i32(0)]
+        }
     };
-    if Q::HAS_MIN { s.fma(scales.min, s.splat(a.scaled_sum), acc) } else { acc }
+    let mut dots = [start; PANELS];
+    // The chains alternate, so that the scheduler meets them side by side.
+    for group in [0, 4, 1, 5, 2, 6, 3, 7] {
+        let a = s.splat_i32(a.codes[group]);
+        for (dots, weights) in dots.iter_mut().zip(weights) {
+            let (dot, codes) = (&mut dots[group / 4], weights.codes[group]);
+            *dot = if wide { s.dot::<true>(*dot, codes, a) } else { s.dot::<false>(*dot, codes, a) };
+        }
+    }
+    dots
 }
 
 /// `a << OFFSET_SHIFT`: the match turns the type's constant into the instruction's.
@@ -169,6 +199,86 @@ fn times_offset<Q: Quant, S: Vector>(s: S, a: S::I) -> S::I {
         7 => s.shift_left::<7>(a),
         _ => a,
     }
+}
+
+/// The weights of one block, still packed.
+#[derive(Clone, Copy)]
+pub(super) struct Weights<Q: Quant, S: Vector> {
+    codes: [S::I; 8],
+    scales: Scales<S>,
+    kind: std::marker::PhantomData<Q>,
+}
+
+impl<Q: Quant, S: Vector> Weights<Q, S> {
+    /// # Safety
+    /// The panel has this block, and the lanes are within it.
+    #[inline(always)]
+    pub(super) unsafe fn load(s: S, panel: *const u8, index: usize, lane: usize) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (codes, scales) = block_at::<Q>(panel, index);
+            prefetch_block::<Q, S>(s, codes);
+            let scales = Q::scales(s, scales, index % Q::GROUP, lane);
+            Self { codes: load_codes::<Q, S>(s, codes, lane), scales, kind: std::marker::PhantomData }
+        }
+    }
+
+    /// Adds a block's dot product to a row's sum: the int8 formula.
+    #[inline(always)]
+    fn accumulate(&self, s: S, [low, high]: [S::I; 2], a: &ActivationBlock, sum: S::F) -> S::F {
+        let Scales { scale, min } = self.scales;
+        let a_scale = s.splat(a.scale);
+        let sum = if Q::HALVES {
+            let sum = s.fma(s.to_float(low), s.mul(scale[0], a_scale), sum);
+            s.fma(s.to_float(high), s.mul(scale[1], a_scale), sum)
+        } else {
+            s.fma(s.to_float(s.add(low, high)), s.mul(scale[0], a_scale), sum)
+        };
+        if Q::HAS_MIN { s.fma(min, s.splat(a.scaled_sum), sum) } else { sum }
+    }
+
+    /// The weights of inputs `4 * group ..`, rounded once.
+    #[inline(always)]
+    pub(super) fn group(&self, s: S, group: usize) -> [S::F; 4] {
+        let bits = self.codes[group];
+        let byte = s.splat_i32(255);
+        [
+            self.weight(s, group, s.and(bits, byte)),
+            self.weight(s, group, s.and(s.shift_right::<8>(bits), byte)),
+            self.weight(s, group, s.and(s.shift_right::<16>(bits), byte)),
+            self.weight(s, group, s.shift_right::<24>(bits)),
+        ]
+    }
+
+    #[inline(always)]
+    fn weight(&self, s: S, group: usize, code: S::I) -> S::F {
+        let scale = self.scales.scale[group / 4];
+        if Q::HAS_MIN {
+            s.fma(s.to_float(code), scale, self.scales.min)
+        } else {
+            s.mul(s.to_float(s.sub(code, s.splat_i32(1 << Q::OFFSET_SHIFT))), scale)
+        }
+    }
+}
+
+/// One block of each panel.
+///
+/// # Safety
+/// The panels have this block.
+#[inline(always)]
+unsafe fn load_weights<Q: Quant, S: Vector, const PANELS: usize>(
+    s: S,
+    panels: Panels,
+    index: usize,
+) -> [Weights<Q, S>; PANELS] {
+    // A loop: what `array::from_fn` calls is not always inlined, and then compiled without the kernel's instructions.
+    // SAFETY: the caller's promise.
+    let mut weights = [unsafe { Weights::load(s, panels.first, index, panels.lane) }; PANELS];
+    for (panel, weights) in weights.iter_mut().enumerate().skip(1) {
+        // SAFETY: the caller's promise.
+        *weights = unsafe { Weights::load(s, panels.first.add(panel * panels.stride), index, panels.lane) };
+    }
+    weights
 }
 
 /// Asks for as many bytes as a block has, [`PREFETCH_AHEAD`] of it.
@@ -184,72 +294,52 @@ pub(super) struct Dequantised<Q>(std::marker::PhantomData<Q>);
 
 impl<Q: Quant> PanelKind for Dequantised<Q> {
     #[inline(always)]
-    unsafe fn multiply<S: Vector, const TILE: usize>(
+    unsafe fn multiply<S: Vector, const PANELS: usize, const TILE: usize>(
         s: S,
-        panel: *const u8,
-        lane: usize,
-        num_inputs: usize,
+        panels: Panels,
         activations: *const u8,
-    ) -> [S::F; TILE] {
-        let mut acc = [s.splat(0.0); TILE];
+    ) -> Sums<S, PANELS, TILE> {
+        let mut sums = [[s.splat(0.0); TILE]; PANELS];
         let mut tile = activations.cast::<f32>();
-        for index in 0..num_inputs / BLOCK {
-            // SAFETY: the panel has this block.
-            let weights = unsafe { Weights::<Q, S>::load(s, panel, index, lane) };
+        for index in 0..panels.num_inputs / BLOCK {
+            // SAFETY: the panels have this block.
+            let weights: [Weights<Q, S>; PANELS] = unsafe { load_weights(s, panels, index) };
             for group in 0..8 {
-                for weight in weights.group(s, group) {
-                    for (row, acc) in acc.iter_mut().enumerate() {
-                        // SAFETY: the tile has this row of this input.
-                        *acc = s.fma(weight, s.splat(unsafe { *tile.add(row) }), *acc);
+                let mut inputs = [[s.splat(0.0); PANELS]; 4];
+                for (panel, weights) in weights.iter().enumerate() {
+                    for (input, weight) in inputs.iter_mut().zip(weights.group(s, group)) {
+                        input[panel] = weight;
                     }
+                }
+                for weights in inputs {
+                    // SAFETY: the tile has this input.
+                    unsafe { accumulate_floats(s, weights, tile, &mut sums) };
                     // SAFETY: the next input, or one past the last.
                     tile = unsafe { tile.add(TILE) };
                 }
             }
         }
-        acc
+        sums
     }
 }
 
-/// The weights of one block, still packed.
-pub(super) struct Weights<Q: Quant, S: Vector> {
-    codes: [S::I; 8],
-    scales: Scales<S>,
-    kind: std::marker::PhantomData<Q>,
-}
-
-impl<Q: Quant, S: Vector> Weights<Q, S> {
-    /// # Safety
-    /// The panel has this block, and the lanes are within it.
-    #[inline(always)]
-    pub(super) unsafe fn load(s: S, panel: *const u8, index: usize, lane: usize) -> Self {
+/// Adds one input's products: the f32 formula.
+///
+/// # Safety
+/// `tile` holds one float for each row.
+#[inline(always)]
+unsafe fn accumulate_floats<S: Vector, const PANELS: usize, const TILE: usize>(
+    s: S,
+    weights: [S::F; PANELS],
+    tile: *const f32,
+    sums: &mut Sums<S, PANELS, TILE>,
+) {
+    for row in 0..TILE {
         // SAFETY: the caller's promise.
-        unsafe {
-            let (codes, scales) = block_at::<Q>(panel, index);
-            let scales = Q::scales(s, scales, index % Q::GROUP, lane);
-            Self { codes: load_codes::<Q, S>(s, codes, lane), scales, kind: std::marker::PhantomData }
+        let x = s.splat(unsafe { *tile.add(row) });
+        for (sums, weight) in sums.iter_mut().zip(weights) {
+            sums[row] = s.fma(weight, x, sums[row]);
         }
-    }
-
-    /// The weights of inputs `4 * group ..`, rounded once.
-    #[inline(always)]
-    pub(super) fn group(&self, s: S, group: usize) -> [S::F; 4] {
-        let bits = self.codes[group];
-        let byte = s.splat_i32(255);
-        [
-            s.and(bits, byte),
-            s.and(s.shift_right::<8>(bits), byte),
-            s.and(s.shift_right::<16>(bits), byte),
-            s.shift_right::<24>(bits),
-        ]
-        .map(|code| {
-            let scale = self.scales.scale[group / 4];
-            if Q::HAS_MIN {
-                s.fma(s.to_float(code), scale, self.scales.min)
-            } else {
-                s.mul(s.to_float(s.sub(code, s.splat_i32(1 << Q::OFFSET_SHIFT))), scale)
-            }
-        })
     }
 }
 
@@ -269,30 +359,29 @@ pub(super) struct Float<T>(std::marker::PhantomData<T>);
 
 impl<T: FloatType> PanelKind for Float<T> {
     #[inline(always)]
-    unsafe fn multiply<S: Vector, const TILE: usize>(
+    unsafe fn multiply<S: Vector, const PANELS: usize, const TILE: usize>(
         s: S,
-        panel: *const u8,
-        lane: usize,
-        num_inputs: usize,
+        panels: Panels,
         activations: *const u8,
-    ) -> [S::F; TILE] {
-        let mut acc = [s.splat(0.0); TILE];
+    ) -> Sums<S, PANELS, TILE> {
+        let mut sums = [[s.splat(0.0); TILE]; PANELS];
         let mut tile = activations.cast::<f32>();
-        for input in 0..num_inputs {
-            // SAFETY: the panel has this input.
-            let weight = unsafe {
-                let at = panel.add(input * PANEL_ROWS * T::BYTES);
-                s.prefetch(at.wrapping_add(PREFETCH_AHEAD));
-                T::load(s, at.add(lane * T::BYTES))
-            };
-            for (row, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: the tile has this row of this input.
-                *acc = s.fma(weight, s.splat(unsafe { *tile.add(row) }), *acc);
+        for input in 0..panels.num_inputs {
+            let mut weights = [s.splat(0.0); PANELS];
+            for (panel, weight) in weights.iter_mut().enumerate() {
+                // SAFETY: the panels have this input.
+                *weight = unsafe {
+                    let at = panels.first.add(panel * panels.stride + input * PANEL_ROWS * T::BYTES);
+                    s.prefetch(at.wrapping_add(PREFETCH_AHEAD));
+                    T::load(s, at.add(panels.lane * T::BYTES))
+                };
             }
+            // SAFETY: the tile has this input.
+            unsafe { accumulate_floats(s, weights, tile, &mut sums) };
             // SAFETY: the next input, or one past the last.
             tile = unsafe { tile.add(TILE) };
         }
-        acc
+        sums
     }
 }
 

@@ -18,6 +18,7 @@ pub(super) const BLOCK: usize = 32;
 pub(super) const LINE: usize = 64;
 
 /// Scales of one block for the lanes at hand.
+#[derive(Clone, Copy)]
 pub(super) struct Scales<S: Vector> {
     /// Of the first and the second 16 inputs; one and the same unless [`Quant::HALVES`].
     pub(super) scale: [S::F; 2],
@@ -26,7 +27,7 @@ pub(super) struct Scales<S: Vector> {
 }
 
 /// A quantised type: how its file blocks become codes and scales, and how kernels read those.
-pub(super) trait Quant {
+pub(super) trait Quant: Copy {
     /// The type in the file.
     const TYPE: TensorType;
     /// Bits of a code: 4, 5, 6 or 8.
@@ -82,39 +83,46 @@ pub(super) unsafe fn load_codes<Q: Quant, S: Vector>(s: S, codes: *const u8, lan
         return [line(0), line(1), line(2), line(3), line(4), line(5), line(6), line(7)];
     }
     let [[a, b], [c, d], [e, f], [g, h]] = [low(0), low(1), low(2), low(3)];
-    let low = [a, b, c, d, e, f, g, h];
-    if Q::CODE_BITS == 4 {
-        return low;
+    let mut codes = [a, b, c, d, e, f, g, h];
+    if Q::CODE_BITS > 4 {
+        let high = if Q::CODE_BITS == 5 { fifth_bits(s, line(4)) } else { fifth_and_sixth_bits(s, line(4), line(5)) };
+        for (code, high) in codes.iter_mut().zip(high) {
+            *code = s.or(*code, high);
+        }
     }
-    let high = if Q::CODE_BITS == 5 { fifth_bits(s, line(4)) } else { fifth_and_sixth_bits(s, [line(4), line(5)]) };
-    std::array::from_fn(|g| s.or(low[g], high[g]))
+    codes
 }
 
 /// Bit `g` of each byte, moved to bit 4.
 #[inline(always)]
 fn fifth_bits<S: Vector>(s: S, bits: S::I) -> [S::I; 8] {
     let mask = s.splat_i32(0x1010_1010);
-    let moved = [
-        s.shift_left::<4>(bits),
-        s.shift_left::<3>(bits),
-        s.shift_left::<2>(bits),
-        s.shift_left::<1>(bits),
-        bits,
-        s.shift_right::<1>(bits),
-        s.shift_right::<2>(bits),
-        s.shift_right::<3>(bits),
-    ];
-    moved.map(|bits| s.and(bits, mask))
+    [
+        s.and(s.shift_left::<4>(bits), mask),
+        s.and(s.shift_left::<3>(bits), mask),
+        s.and(s.shift_left::<2>(bits), mask),
+        s.and(s.shift_left::<1>(bits), mask),
+        s.and(bits, mask),
+        s.and(s.shift_right::<1>(bits), mask),
+        s.and(s.shift_right::<2>(bits), mask),
+        s.and(s.shift_right::<3>(bits), mask),
+    ]
 }
 
 /// Bits `2g, 2g + 1` of each byte, moved to bits 4 and 5; four groups a line.
 #[inline(always)]
-fn fifth_and_sixth_bits<S: Vector>(s: S, lines: [S::I; 2]) -> [S::I; 8] {
+fn fifth_and_sixth_bits<S: Vector>(s: S, first: S::I, second: S::I) -> [S::I; 8] {
     let mask = s.splat_i32(0x3030_3030);
-    let [a, b] = lines.map(|bits| {
-        [s.shift_left::<4>(bits), s.shift_left::<2>(bits), bits, s.shift_right::<2>(bits)].map(|bits| s.and(bits, mask))
-    });
-    [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]]
+    [
+        s.and(s.shift_left::<4>(first), mask),
+        s.and(s.shift_left::<2>(first), mask),
+        s.and(first, mask),
+        s.and(s.shift_right::<2>(first), mask),
+        s.and(s.shift_left::<4>(second), mask),
+        s.and(s.shift_left::<2>(second), mask),
+        s.and(second, mask),
+        s.and(s.shift_right::<2>(second), mask),
+    ]
 }
 
 /// Puts the codes of one row into a block whose bits are still 0.
@@ -211,6 +219,7 @@ macro_rules! super_scales_and_minima {
 }
 
 /// 32 × 4 bit, f16 scale, offset 8.
+#[derive(Clone, Copy)]
 pub(super) struct Q4_0;
 
 impl Quant for Q4_0 {
@@ -225,6 +234,7 @@ impl Quant for Q4_0 {
 }
 
 /// 32 × 4 bit, f16 scale and minimum.
+#[derive(Clone, Copy)]
 pub(super) struct Q4_1;
 
 impl Quant for Q4_1 {
@@ -238,6 +248,7 @@ impl Quant for Q4_1 {
 }
 
 /// 32 × 5 bit, f16 scale, offset 16.
+#[derive(Clone, Copy)]
 pub(super) struct Q5_0;
 
 impl Quant for Q5_0 {
@@ -253,6 +264,7 @@ impl Quant for Q5_0 {
 }
 
 /// 32 × 5 bit, f16 scale and minimum.
+#[derive(Clone, Copy)]
 pub(super) struct Q5_1;
 
 impl Quant for Q5_1 {
@@ -266,6 +278,7 @@ impl Quant for Q5_1 {
 }
 
 /// 32 × 8 bit, f16 scale, offset 128.
+#[derive(Clone, Copy)]
 pub(super) struct Q8_0;
 
 impl Quant for Q8_0 {
@@ -281,6 +294,7 @@ impl Quant for Q8_0 {
 }
 
 /// 256 × 4 bit in 8 groups with 6-bit scales and minima.
+#[derive(Clone, Copy)]
 pub(super) struct Q4K;
 
 impl Quant for Q4K {
@@ -294,6 +308,7 @@ impl Quant for Q4K {
 }
 
 /// 256 × 5 bit in 8 groups with 6-bit scales and minima.
+#[derive(Clone, Copy)]
 pub(super) struct Q5K;
 
 impl Quant for Q5K {
@@ -308,6 +323,7 @@ impl Quant for Q5K {
 }
 
 /// 256 × 6 bit in 16 groups with 8-bit scales, offset 32.
+#[derive(Clone, Copy)]
 pub(super) struct Q6K;
 
 impl Quant for Q6K {

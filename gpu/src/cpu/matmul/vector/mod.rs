@@ -15,6 +15,9 @@ pub(super) use x86_avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86_avx512::Avx512;
 
+use super::kernel::ActivationBlock;
+use super::quant::BLOCK;
+
 /// Proof that the processor has an instruction set, and its operations on `LANES` lanes of 32 bits.
 ///
 /// Floats follow IEEE 754 with one rounding an operation; integers wrap.
@@ -38,6 +41,8 @@ pub(super) trait Vector: Copy {
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The nearest float, ties to even.
     fn to_float(self, a: Self::I) -> Self::F;
+    /// `a + b`.
+    fn add(self, a: Self::I, b: Self::I) -> Self::I;
     /// `a - b`.
     fn sub(self, a: Self::I, b: Self::I) -> Self::I;
     /// Bits of both.
@@ -84,4 +89,24 @@ pub(super) trait Vector: Copy {
     unsafe fn store(self, to: *mut f32, a: Self::F);
     /// Asks for the cache line at `at`, which may lie anywhere.
     fn prefetch(self, at: *const u8);
+
+    /// Rounds a block of activations to 8 bits. Symmetric: the scale is a 127th of the largest magnitude, codes are rounded to nearest, ties to even.
+    fn quantise(self, x: &[f32; BLOCK]) -> ActivationBlock;
+}
+
+/// Largest block of activations that counts as zero: its scale's reciprocal would overflow near 3.7e-37.
+const TINY: f32 = 1e-30;
+
+/// A block of which the largest magnitude, the codes, and the sums of the codes' halves are known.
+#[inline(always)]
+fn activation_block(largest: f32, codes: [i32; 8], [low, high]: [i32; 2]) -> ActivationBlock {
+    let sum = low.wrapping_add(high);
+    let scale = largest / 127.0;
+    ActivationBlock {
+        codes,
+        scale,
+        scaled_sum: scale * sum as f32,
+        negative_sum: sum.wrapping_neg(),
+        negative_sum_low: low.wrapping_neg(),
+    }
 }

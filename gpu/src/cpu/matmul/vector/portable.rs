@@ -4,7 +4,9 @@ use std::array::from_fn;
 
 use half::{bf16, f16};
 
-use super::Vector;
+use super::{TINY, Vector, activation_block};
+use crate::cpu::matmul::kernel::ActivationBlock;
+use crate::cpu::matmul::quant::BLOCK;
 
 /// Plain Rust on `N` lanes.
 #[derive(Clone, Copy)]
@@ -50,6 +52,11 @@ impl<const N: usize> Vector for Portable<N> {
     #[inline(always)]
     fn to_float(self, a: [i32; N]) -> [f32; N] {
         a.map(|a| a as f32)
+    }
+
+    #[inline(always)]
+    fn add(self, a: [i32; N], b: [i32; N]) -> [i32; N] {
+        from_fn(|i| a[i].wrapping_add(b[i]))
     }
 
     #[inline(always)]
@@ -129,4 +136,18 @@ impl<const N: usize> Vector for Portable<N> {
 
     #[inline(always)]
     fn prefetch(self, _at: *const u8) {}
+
+    #[inline(always)]
+    fn quantise(self, x: &[f32; BLOCK]) -> ActivationBlock {
+        // Magnitudes of floats are ordered as their bits are; so ordered, what is no number is the largest and comes through.
+        let largest = f32::from_bits(x.iter().map(|x| x.to_bits() & 0x7fff_ffff).fold(0, u32::max));
+        if largest < TINY {
+            return ActivationBlock::default();
+        }
+        let inverse = 127.0 / largest;
+        let codes = x.map(|x| (x * inverse).round_ties_even() as i8);
+        let sum = |codes: &[i8]| codes.iter().map(|&code| i32::from(code)).sum::<i32>();
+        let groups = from_fn(|i| i32::from_le_bytes(from_fn(|j| codes[4 * i + j] as u8)));
+        activation_block(largest, groups, [sum(&codes[..16]), sum(&codes[16..])])
+    }
 }

@@ -2,7 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::Vector;
+use super::{TINY, Vector, activation_block};
+use crate::cpu::matmul::kernel::ActivationBlock;
+use crate::cpu::matmul::quant::BLOCK;
 
 /// Proof of AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -54,6 +56,11 @@ impl Vector for Avx2 {
     #[inline(always)]
     fn to_float(self, a: __m256i) -> __m256 {
         vector!(_mm256_cvtepi32_ps(a))
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m256i, b: __m256i) -> __m256i {
+        vector!(_mm256_add_epi32(a, b))
     }
 
     #[inline(always)]
@@ -146,5 +153,36 @@ impl Vector for Avx2 {
     fn prefetch(self, at: *const u8) {
         // SAFETY: a prefetch of any address is harmless.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+
+    #[inline(always)]
+    fn quantise(self, x: &[f32; BLOCK]) -> ActivationBlock {
+        // SAFETY: `self` proves the instructions; loads and stores stay within `x` and `codes`.
+        unsafe {
+            let x: [__m256; 4] = std::array::from_fn(|i| _mm256_loadu_ps(x.as_ptr().add(8 * i)));
+            // Magnitudes of floats are ordered as their bits are; so ordered, what is no number is the largest and comes through.
+            let [a, b, c, d] = x.map(|x| _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fff_ffff)));
+            let eight = _mm256_max_epi32(_mm256_max_epi32(a, b), _mm256_max_epi32(c, d));
+            let four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+            let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b0100_1110>(four));
+            let one = _mm_max_epi32(two, _mm_shuffle_epi32::<0b1011_0001>(two));
+            let largest = f32::from_bits(_mm_cvtsi128_si32(one) as u32);
+            if largest < TINY {
+                return ActivationBlock::default();
+            }
+            let inverse = _mm256_set1_ps(127.0 / largest);
+            // The conversion rounds to nearest, ties to even.
+            let [a, b, c, d] = x.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse)));
+            // Packing works in halves of a register: the groups of four come out as 0 2 4 6 1 3 5 7.
+            let mixed = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+            let bytes = _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            let mut codes = [0; 8];
+            _mm256_storeu_si256(codes.as_mut_ptr().cast(), bytes);
+            let ones = _mm256_set1_epi16(1);
+            let sums = _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes), ones);
+            let sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32::<0b0100_1110>(sums));
+            let sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32::<0b1011_0001>(sums));
+            activation_block(largest, codes, [_mm256_extract_epi32::<0>(sums), _mm256_extract_epi32::<4>(sums)])
+        }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::Vector;
+use super::{TINY, Vector, activation_block};
+use crate::cpu::matmul::kernel::ActivationBlock;
+use crate::cpu::matmul::quant::BLOCK;
 
 /// Proof of AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Clone, Copy)]
@@ -54,6 +56,11 @@ impl Vector for Avx512 {
     #[inline(always)]
     fn to_float(self, a: __m512i) -> __m512 {
         vector!(_mm512_cvtepi32_ps(a))
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512i, b: __m512i) -> __m512i {
+        vector!(_mm512_add_epi32(a, b))
     }
 
     #[inline(always)]
@@ -135,5 +142,30 @@ impl Vector for Avx512 {
     fn prefetch(self, at: *const u8) {
         // SAFETY: a prefetch of any address is harmless.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+
+    #[inline(always)]
+    fn quantise(self, x: &[f32; BLOCK]) -> ActivationBlock {
+        // SAFETY: `self` proves the instructions; loads and stores stay within `x` and `codes`.
+        unsafe {
+            let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16)));
+            // Magnitudes of floats are ordered as their bits are; so ordered, what is no number is the largest and comes through.
+            let magnitude = |x| _mm512_castps_si512(_mm512_abs_ps(x));
+            let largest = _mm512_reduce_max_epi32(_mm512_max_epi32(magnitude(low), magnitude(high)));
+            let largest = f32::from_bits(largest as u32);
+            if largest < TINY {
+                return ActivationBlock::default();
+            }
+            let inverse = _mm512_set1_ps(127.0 / largest);
+            // The conversion rounds to nearest, ties to even.
+            let round = |x| _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)));
+            let bytes = _mm256_set_m128i(round(high), round(low));
+            let mut codes = [0; 8];
+            _mm256_storeu_si256(codes.as_mut_ptr().cast(), bytes);
+            let sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), bytes);
+            let sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32::<0b0100_1110>(sums));
+            let sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32::<0b1011_0001>(sums));
+            activation_block(largest, codes, [_mm256_extract_epi32::<0>(sums), _mm256_extract_epi32::<4>(sums)])
+        }
     }
 }
