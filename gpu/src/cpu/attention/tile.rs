@@ -246,8 +246,14 @@ fn attend_span<V: Lanes, E: KvElement>(
     };
     let (first_seen, last_seen) = (seen_by(0), seen_by(item.num_rows - 1));
     let common = last_seen.start..first_seen.end.max(last_seen.start);
+    // All rows' largest scores before all rows' weights: a row's are one long chain, those of several rows overlap.
     for row in 0..num_rows {
-        weigh::<V>(&mut tile.weights[row * SPAN..(row + 1) * SPAN], &loaded, seen_by(row / group), &mut tile.rows[row]);
+        let weights = &mut tile.weights[row * SPAN..(row + 1) * SPAN];
+        tile.rows[row].span_max = hide_unseen::<V>(weights, &loaded, seen_by(row / group));
+    }
+    for row in 0..num_rows {
+        let (weights, _) = tile.weights[row * SPAN..(row + 1) * SPAN][loaded.clone()].as_chunks_mut::<16>();
+        weigh::<V>(weights, &mut tile.rows[row]);
     }
     let values = SpanValues { blocks: &values[..num_blocks], first_position, value_dim };
     let sums = &mut tile.span_sums[..num_rows * width];
@@ -273,20 +279,26 @@ fn attend_span<V: Lanes, E: KvElement>(
     }
 }
 
-/// Scores into weights relative to the span's largest, 0 where the row does not see.
+/// Sets the scores of positions that the row does not see to -inf, and returns the largest of the others.
 #[inline(always)]
-fn weigh<V: Lanes>(weights: &mut [f32], loaded: &Range<usize>, seen: Range<usize>, state: &mut RowState) {
+fn hide_unseen<V: Lanes>(scores: &mut [f32], loaded: &Range<usize>, seen: Range<usize>) -> f32 {
     if seen.is_empty() {
-        return;
+        scores[loaded.clone()].fill(f32::NEG_INFINITY);
+        return f32::NEG_INFINITY;
     }
-    weights[loaded.start..seen.start].fill(f32::NEG_INFINITY);
-    weights[seen.end..loaded.end].fill(f32::NEG_INFINITY);
-    let (weights, _) = weights[loaded.clone()].as_chunks_mut::<16>();
+    scores[loaded.start..seen.start].fill(f32::NEG_INFINITY);
+    scores[seen.end..loaded.end].fill(f32::NEG_INFINITY);
+    let (scores, _) = scores[loaded.clone()].as_chunks::<16>();
     let mut max = V::splat(f32::NEG_INFINITY);
-    for block in weights.iter() {
+    for block in scores {
         max = V::load(block).max(max);
     }
-    state.span_max = max.largest();
+    max.largest()
+}
+
+/// Scores into weights relative to the span's largest score.
+#[inline(always)]
+fn weigh<V: Lanes>(weights: &mut [[f32; 16]], state: &mut RowState) {
     let max = V::splat(state.span_max);
     let mut sum = V::splat(0.0);
     for block in weights {
@@ -300,14 +312,20 @@ fn weigh<V: Lanes>(weights: &mut [f32], loaded: &Range<usize>, seen: Range<usize
 /// Joins the span at hand to those before it.
 #[inline(always)]
 fn join<V: Lanes>(state: &mut RowState, span_sums: &[f32], sums: &mut [f32]) {
+    if state.max == f32::NEG_INFINITY {
+        // The first span that the row sees.
+        sums.copy_from_slice(span_sums);
+        (state.max, state.weight_sums) = (state.span_max, state.span_weight_sums);
+        return;
+    }
     let max = if state.span_max > state.max { state.span_max } else { state.max };
     let before = exp(V::splat(state.max).sub(V::splat(max)));
     let span = exp(V::splat(state.span_max).sub(V::splat(max)));
-    let joined = |before_sums: V, span_sums: V| span_sums.mul_add(span, before_sums.mul(before));
-    joined(V::load(&state.weight_sums), V::load(&state.span_weight_sums)).store(&mut state.weight_sums);
+    let (weight_sums, span_weight_sums) = (V::load(&state.weight_sums), V::load(&state.span_weight_sums));
+    span_weight_sums.mul_add(span, weight_sums.mul(before)).store(&mut state.weight_sums);
     let (sums, _) = sums.as_chunks_mut::<16>();
     for (sums, span_sums) in sums.iter_mut().zip(span_sums.as_chunks::<16>().0) {
-        joined(V::load(sums), V::load(span_sums)).store(sums);
+        V::load(span_sums).mul_add(span, V::load(sums).mul(before)).store(sums);
     }
     state.max = max;
 }

@@ -66,6 +66,9 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     fn load_part(source: &[f32]) -> Self {
+        if let Ok(whole) = source.try_into() {
+            return Self::load(whole);
+        }
         unsafe { Self(_mm512_maskz_loadu_ps(first(source.len()), source.as_ptr())) }
     }
 
@@ -81,6 +84,9 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     fn store_part(self, target: &mut [f32]) {
+        if let Ok(whole) = target.try_into() {
+            return self.store(whole);
+        }
         unsafe { _mm512_mask_storeu_ps(target.as_mut_ptr(), first(target.len()), self.0) }
     }
 
@@ -177,6 +183,9 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn load_part(source: &[f32]) -> Self {
+        if let Ok(whole) = source.try_into() {
+            return Self::load(whole);
+        }
         let mut lanes = [0.0; 16];
         lanes[..source.len()].copy_from_slice(source);
         Self::load(&lanes)
@@ -198,6 +207,9 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn store_part(self, target: &mut [f32]) {
+        if let Ok(whole) = target.try_into() {
+            return self.store(whole);
+        }
         let mut lanes = [0.0; 16];
         self.store(&mut lanes);
         target.copy_from_slice(&lanes[..target.len()]);
