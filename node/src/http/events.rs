@@ -14,6 +14,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::stream;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use super::api_error::ApiError;
 use super::choice::Piece;
@@ -44,6 +45,7 @@ pub(super) fn respond(
     let mut events = EventStream {
         begun: vec![false; generation.num_choices()],
         service,
+        span: Span::current(),
         generation,
         header,
         last_answer,
@@ -62,6 +64,8 @@ pub(super) fn respond(
 
 struct EventStream {
     service: Arc<Service>,
+    /// The request's: what happens while its stream runs is logged under it.
+    span: Span,
     generation: Generation,
     header: Header,
     last_answer: CancellationToken,
@@ -74,6 +78,7 @@ struct EventStream {
 
 impl EventStream {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Infallible>>> {
+        let _entered = self.span.clone().entered();
         while !self.over && self.buffer.len() < COALESCE_BYTES {
             // A panic ends this stream and nothing else.
             match catch_unwind(AssertUnwindSafe(|| self.poll_one(context))) {

@@ -57,10 +57,7 @@ pub(super) async fn read_body<T: Send + 'static>(
     read: impl FnOnce(&Planner<'_>, &[u8]) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let body_len = body.bytes.len();
-    let read = move |service: &Service| {
-        let model = &service.backend()?.model;
-        read(&Planner { model, mint: &service.mint, limits: &service.options.limits }, &body.bytes)
-    };
+    let read = move |service: &Service| read(&service.planner()?, &body.bytes);
     if body_len <= INLINE_BODY_BYTES {
         return read(service);
     }

@@ -16,6 +16,8 @@ use super::HttpOptions;
 use super::api_error::ApiError;
 use super::body::BodyBudget;
 use super::mint::Mint;
+use super::request::Planner;
+use super::words::longest_token;
 use crate::text::ModelText;
 
 /// Large bodies that are parsed and tokenised at one time. Each takes a core for up to seconds, and memory for its
@@ -36,8 +38,14 @@ pub struct Service {
     /// Bodies that are read on threads of their own.
     pub(super) heavy_bodies: Arc<Semaphore>,
     render_metrics: Box<dyn Fn() -> String + Send + Sync>,
-    backend: OnceLock<Backend>,
+    opened: OnceLock<Opened>,
     draining: AtomicBool,
+}
+
+/// The cluster, and what is worth computing once of its model.
+struct Opened {
+    backend: Backend,
+    longest_token: usize,
 }
 
 /// The cluster and its model.
@@ -79,15 +87,16 @@ impl Service {
             body_budget: Arc::default(),
             heavy_bodies: Arc::new(Semaphore::new(MAX_HEAVY_BODIES)),
             render_metrics: Box::new(render_metrics),
-            backend: OnceLock::new(),
+            opened: OnceLock::new(),
             draining: AtomicBool::new(false),
         }
     }
 
     /// Begins to serve; a second call changes nothing.
     pub fn open(&self, backend: Backend) {
+        let longest_token = longest_token(&backend.model.text);
         // A second call would be a bug of ours that harms nobody.
-        let _ = self.backend.set(backend);
+        let _ = self.opened.set(Opened { backend, longest_token });
     }
 
     /// Takes nothing new from now on.
@@ -100,12 +109,19 @@ impl Service {
         if self.draining.load(Ordering::Acquire) {
             return Err(ApiError::shutting_down());
         }
-        self.backend.get().ok_or_else(ApiError::not_ready)
+        self.opened().ok_or_else(ApiError::not_ready)
     }
 
     /// The same, also for answers that are under way when the server stops.
     pub(super) fn opened(&self) -> Option<&Backend> {
-        self.backend.get()
+        self.opened.get().map(|opened| &opened.backend)
+    }
+
+    /// What bodies are checked against.
+    pub(super) fn planner(&self) -> Result<Planner<'_>, ApiError> {
+        let model = &self.backend()?.model;
+        let longest_token = self.opened.get().map_or(1, |opened| opened.longest_token);
+        Ok(Planner { model, mint: &self.mint, limits: &self.options.limits, longest_token })
     }
 
     pub(super) fn render_metrics(&self) -> String {

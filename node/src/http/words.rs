@@ -11,8 +11,8 @@ use super::api_error::ApiError;
 use super::mint::unix_seconds;
 use super::request::Message;
 use crate::text::{
-    ChatTemplate, SpecialText, SpecialTokens, StopStrings, TemplateError, TemplateInput, TextStream, Tokenizer,
-    TokenizerError,
+    ChatTemplate, ModelText, SpecialText, SpecialTokens, StopStrings, TemplateError, TemplateInput, TextStream,
+    Tokenizer, TokenizerError,
 };
 
 /// Text in, token ids out, and back.
@@ -20,6 +20,13 @@ use crate::text::{
 pub(super) struct Words<'a> {
     tokenizer: &'a Arc<Tokenizer>,
     chat_template: Option<&'a ChatTemplate>,
+}
+
+/// Bytes of the longest token of a tokenizer; 1 without one.
+pub(super) fn longest_token(text: &ModelText) -> usize {
+    let Some(tokenizer) = &text.tokenizer else { return 1 };
+    let ids = 0..TokenId::try_from(tokenizer.num_tokens()).unwrap_or(TokenId::MAX);
+    ids.filter_map(|id| tokenizer.token(id)).map(|piece| piece.bytes.len()).max().unwrap_or(1).max(1)
 }
 
 impl<'a> Words<'a> {

@@ -40,6 +40,7 @@ async fn routes() -> Vec<(String, String)> {
     routes
 }
 
+/// vLLM left routes open beside its key (`/invocations`, CVE-2026-22778): here no route is open but by its own declaration.
 #[tokio::test]
 async fn every_route_but_the_probes_needs_a_key_where_keys_are_set() {
     let routes = routes().await;
@@ -118,6 +119,7 @@ async fn an_address_that_others_reach_needs_keys() {
     assert!(served.unwrap_err().to_string().contains("--api-key-file"));
 }
 
+/// DNS rebinding, Ollama's CVE-2024-28224.
 #[tokio::test]
 async fn a_page_of_another_site_cannot_reach_a_loopback_address() {
     let options = HttpOptions { allowed_hosts: vec!["llm.example".to_owned()], ..HttpOptions::default() };
@@ -233,6 +235,7 @@ async fn a_server_without_a_model_says_so() {
     assert_eq!(ready.get("/relevo/status").await.json(), json!({"nodes": [], "supervision": [], "queues": []}));
 }
 
+/// One request may not kill the process (vLLM's CVE-2025-48944), nor tell what it died of (CVE-2026-22778).
 #[tokio::test]
 async fn a_panic_in_a_handler_is_a_500_and_the_next_request_is_served() {
     let service = Service::new(HttpOptions::default(), || panic!("secret {}", 1));

@@ -33,6 +33,7 @@ async fn accepts(path: &str, cases: &[Value]) {
     }
 }
 
+/// Both bounds of every number: vLLM's unbounded `n` (CVE-2026-34756), llama.cpp's negative `n_discard` (CVE-2026-21869).
 #[tokio::test]
 async fn numbers_outside_their_bounds_are_refused() {
     let below = [
@@ -381,6 +382,37 @@ async fn the_context_must_hold_prompt_and_answer() {
     assert_eq!(world.chat(json!({"max_tokens": MAX_CONTEXT})).await.error(), over("messages"));
     let echo_all = json!({"prompt": "a".repeat(MAX_CONTEXT), "max_tokens": 0, "echo": true, "logprobs": 1});
     assert_eq!(world.complete(echo_all).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_text_far_too_long_is_refused_before_it_is_tokenised() {
+    let world = world().await;
+    let reply = world.complete(json!({"prompt": "a".repeat(3 << 20)})).await;
+    assert_eq!(reply.error(), (400, "context_length_exceeded".to_owned(), Some("prompt".to_owned())));
+    let message = json!({"messages": [{"role": "user", "content": "a".repeat(3 << 20)}]});
+    assert_eq!(world.chat(message).await.error().1, "context_length_exceeded");
+}
+
+#[tokio::test]
+async fn a_conversation_that_the_template_refuses_is_the_callers_fault() {
+    let world = world().await;
+    let reply = world.chat(json!({"messages": [{"role": "user", "content": "refuse me"}]})).await;
+    assert_eq!(reply.error(), (400, "invalid_messages".to_owned(), Some("messages".to_owned())));
+    assert!(reply.message().contains("no such words"), "{}", reply.message());
+}
+
+#[tokio::test]
+async fn a_model_without_a_tokenizer_takes_and_gives_token_ids_only() {
+    let world = World::wordless(|request| says(request, "ok")).await;
+    assert_eq!(world.chat(json!({})).await.error(), (400, "no_tokenizer".to_owned(), Some("messages".to_owned())));
+    for more in [json!({}), json!({"prompt": ["a"]}), json!({"prompt": [1], "stop": "a"})] {
+        let reply = world.complete(more).await;
+        assert_eq!((reply.status.as_u16(), &*reply.error().1), (400, "no_tokenizer"));
+        assert!(reply.message().contains("token ids only"));
+    }
+    let body = world.complete(json!({"prompt": [1, 2], "logprobs": 0})).await.json();
+    assert_eq!(body["choices"][0]["text"], "");
+    assert_eq!(body["choices"][0]["logprobs"]["tokens"], json!(["token_id:111", "token_id:107"]));
 }
 
 #[tokio::test]

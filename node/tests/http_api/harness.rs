@@ -12,6 +12,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use relevo::http::{Backend, HttpOptions, ServedModel, Service, bind, serve};
+use relevo::text::ModelText;
 use relevo_actors::gateway::{Submission, gateway_channel};
 use relevo_actors::status::ClusterStatus;
 use relevo_wire::{FinishReason, GenerateRequest, StreamEvent, TokenId, TokenLogprobs, Usage};
@@ -55,8 +56,23 @@ impl World {
         options: HttpOptions,
         script: impl Fn(&GenerateRequest) -> Vec<StreamEvent> + Send + 'static,
     ) -> Self {
-        let (mut world, mut submissions) = Self::manual_with(options).await;
-        world.tasks.spawn(async move {
+        let (world, submissions) = Self::manual_with(options).await;
+        world.play(submissions, script)
+    }
+
+    /// The same, whose model has no tokenizer.
+    pub(crate) async fn wordless(script: impl Fn(&GenerateRequest) -> Vec<StreamEvent> + Send + 'static) -> Self {
+        let world = Self::unready(HttpOptions::default()).await;
+        let submissions = world.open(ServedModel { text: ModelText::default(), ..model() });
+        world.play(submissions, script)
+    }
+
+    fn play(
+        mut self,
+        mut submissions: mpsc::Receiver<Submission>,
+        script: impl Fn(&GenerateRequest) -> Vec<StreamEvent> + Send + 'static,
+    ) -> Self {
+        self.tasks.spawn(async move {
             while let Some(submission) = submissions.recv().await {
                 for event in script(&submission.request) {
                     // The client may have gone.
@@ -64,7 +80,7 @@ impl World {
                 }
             }
         });
-        world
+        self
     }
 
     /// A cluster that the test plays by hand.
@@ -75,13 +91,15 @@ impl World {
     /// The same with options.
     pub(crate) async fn manual_with(options: HttpOptions) -> (Self, mpsc::Receiver<Submission>) {
         let world = Self::unready(options).await;
-        let (gateway, submissions) = gateway_channel(64);
-        world.service.open(Backend {
-            gateway,
-            model: model(),
-            status: Box::new(|| Box::pin(async { ClusterStatus::default() })),
-        });
+        let submissions = world.open(model());
         (world, submissions)
+    }
+
+    fn open(&self, model: ServedModel) -> mpsc::Receiver<Submission> {
+        let (gateway, submissions) = gateway_channel(64);
+        let status = Box::new(|| Box::pin(async { ClusterStatus::default() }) as _);
+        self.service.open(Backend { gateway, model, status });
+        submissions
     }
 
     /// A server that has no model yet.

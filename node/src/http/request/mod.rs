@@ -88,6 +88,8 @@ pub(super) struct Planner<'a> {
     pub(super) model: &'a ServedModel,
     pub(super) mint: &'a Mint,
     pub(super) limits: &'a Limits,
+    /// Bytes of the model's longest token.
+    pub(super) longest_token: usize,
 }
 
 impl Planner<'_> {
@@ -127,16 +129,29 @@ impl Planner<'_> {
         })
     }
 
+    /// Refuses a text that no tokenising can fit into the context, before time is spent on it.
+    fn check_text_length(&self, text: &str, param: &str) -> Result<(), ApiError> {
+        let least_tokens = text.len() / self.longest_token;
+        if least_tokens > self.model.max_context {
+            return Err(ApiError::context_length(self.model.max_context, least_tokens, 0, param));
+        }
+        Ok(())
+    }
+
     /// The tokens of a conversation in the words of the model's template.
     fn chat_prompt(&self, messages: &[Message]) -> Result<(Vec<TokenId>, String), ApiError> {
         let text = self.words("messages")?.render(messages, true)?;
+        self.check_text_length(&text, "messages")?;
         let tokens = self.words("messages")?.encode(&text)?;
         Ok((tokens, text))
     }
 
     fn completion_prompt(&self, input: PromptInput<'_>, path: &str) -> Result<(Vec<TokenId>, String), ApiError> {
         match input {
-            PromptInput::Text(text) => Ok((self.words(path)?.encode_prompt(text)?, text.to_owned())),
+            PromptInput::Text(text) => {
+                self.check_text_length(text, path)?;
+                Ok((self.words(path)?.encode_prompt(text)?, text.to_owned()))
+            }
             PromptInput::Tokens(tokens) => {
                 let text = Words::of(self.model).map_or_else(String::new, |words| words.decode(&tokens));
                 Ok((tokens, text))
