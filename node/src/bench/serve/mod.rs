@@ -3,7 +3,7 @@
 //! N workers each keep one streaming request open; when it ends they send the next, until R are done. Every prompt is random, so that
 //! no prefix cache helps; generation goes on past the end of sequence (`ignore_eos`), so that every request is of one length.
 
-mod load;
+mod workers;
 mod report;
 
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -80,7 +80,7 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
     };
     let progress = terminal::count_progress(args.requests.get() as u64, "requests");
     let args = Arc::new(args);
-    let measured = load::run(&args, &client, &model, &progress).await;
+    let measured = workers::run(&args, &client, &model, &progress).await;
     progress.finish_and_clear();
     let report = report::Report::of(&args, &model, &measured);
     for (kind, count) in &report.errors {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::ServeArgs;
-use super::load::{Measured, Timing};
+use super::workers::{Measured, Timing};
 use crate::bench::percentiles::Percentiles;
 use crate::terminal;
 
