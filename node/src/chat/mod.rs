@@ -4,15 +4,20 @@ mod conversation;
 
 use std::io::BufRead;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::cli::{Common, Failure};
-use crate::http_client::ApiClient;
+use crate::http_client::{ApiClient, ClientError};
 use crate::terminal;
+use crate::up::LocalServer;
 
 use conversation::{Conversation, Settings};
 
 /// Where a server is looked for.
 const DEFAULT_URL: &str = "http://127.0.0.1:8080";
+
+/// How long a server on this machine may take to say that it is there.
+const PROBE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Arguments of `relevo chat`.
 #[derive(Debug, clap::Args)]
@@ -20,10 +25,10 @@ const DEFAULT_URL: &str = "http://127.0.0.1:8080";
 pub struct ChatArgs {
     /// The question
     text: Option<String>,
-    /// The server [default: http://127.0.0.1:8080]
+    /// The server [default: http://127.0.0.1:8080 if one answers there, else the model is run right here]
     #[arg(long)]
     url: Option<String>,
-    /// The model's name
+    /// The model's name [default: what the server serves; smollm2 right here]
     #[arg(long)]
     model: Option<String>,
     /// A file whose first line is an API key
@@ -47,9 +52,33 @@ pub struct ChatArgs {
 ///
 /// # Errors
 /// See [`Failure`].
-pub async fn run(args: ChatArgs, _common: &Common) -> Result<(), Failure> {
-    let url = args.url.as_deref().unwrap_or(DEFAULT_URL);
-    let client = ApiClient::new(url, args.api_key_file.as_deref())?;
+pub async fn run(args: ChatArgs, common: &Common) -> Result<(), Failure> {
+    let client = ApiClient::new(args.url.as_deref().unwrap_or(DEFAULT_URL), args.api_key_file.as_deref())?;
+    if args.url.is_some() || is_there(&client).await? {
+        return talk(client, args).await;
+    }
+    let store = common.store()?;
+    let starting = LocalServer::start(args.model.as_deref(), &store);
+    let server = tokio::select! {
+        server = starting => server?,
+        _ = tokio::signal::ctrl_c() => return Err(Failure::Interrupted),
+    };
+    let client = ApiClient::new(&server.url(), None)?;
+    let talked = talk(client, args).await;
+    server.stop().await?;
+    talked
+}
+
+/// Whether a server that serves answers there.
+async fn is_there(client: &ApiClient) -> Result<bool, ClientError> {
+    match tokio::time::timeout(PROBE_DEADLINE, client.get::<serde_json::Value>("/v1/models")).await {
+        Err(_) | Ok(Err(ClientError::Connect { .. })) => Ok(false),
+        Ok(Err(error)) => Err(error),
+        Ok(Ok(_)) => Ok(true),
+    }
+}
+
+async fn talk(client: ApiClient, args: ChatArgs) -> Result<(), Failure> {
     let settings =
         Settings { model: args.model, max_tokens: args.max_tokens, temperature: args.temperature, seed: args.seed };
     let conversation = Conversation::new(client, settings, args.system.as_deref());

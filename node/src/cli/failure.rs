@@ -1,14 +1,19 @@
 //! Why a command ended without doing what it was asked, and the exit code that says so.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use metrics_exporter_prometheus::BuildError;
+use relevo_actors::cluster::ClusterError;
 use relevo_actors::device::StartError;
-use relevo_gpu::model::LoadError;
+use relevo_gpu::model::{LoadError, TooLittleMemory};
 
 use crate::config::ConfigError;
+use crate::http::{KeyFileError, ServeError};
 use crate::http_client::ClientError;
 use crate::model_store::StoreError;
+use crate::text::TextError;
 
 /// A command's failure. Exit codes: 1 it failed, 2 the flags or the configuration are wrong, 130 it was interrupted.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +32,37 @@ pub enum Failure {
     /// A model cannot be found or fetched.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Models and caches would not fit: the user's to mend.
+    #[error("device {device}")]
+    Memory {
+        /// Which.
+        device: String,
+        /// The figures.
+        source: TooLittleMemory,
+    },
+    /// Its tokenizer or chat template cannot be used.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The keys that callers must show.
+    #[error("{}", path.display())]
+    ApiKeys {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: KeyFileError,
+    },
+    /// The address cannot be served.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The cluster does not start.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// The cluster gave itself up while it served.
+    #[error("the cluster failed: its actors died too often, or no device can be started again (the log says which)")]
+    ClusterFailed,
+    /// Metrics cannot be recorded.
+    #[error("cannot record metrics")]
+    Metrics(#[from] BuildError),
     /// A server does not answer as it should.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -76,6 +112,7 @@ impl Failure {
             Self::Usage(_) | Self::Config { .. } => ExitCode::from(2),
             Self::Interrupted => ExitCode::from(130),
             Self::OutputClosed(_) => ExitCode::SUCCESS,
+            Self::ApiKeys { .. } | Self::Serve(ServeError::OpenDoor(_)) => ExitCode::from(2),
             _ => ExitCode::FAILURE,
         }
     }

@@ -15,7 +15,9 @@ pub use nearest::nearest;
 
 use crate::config::LogFormat;
 use crate::model_store::ModelStore;
-use crate::{bench, chat, completions, config_command, environment, logging, model_command, status_command, terminal};
+use crate::{
+    bench, chat, completions, config_command, environment, logging, model_command, status_command, terminal, up,
+};
 
 /// Serves large language models on one's own machines.
 #[derive(Debug, Parser)]
@@ -43,6 +45,8 @@ pub struct Common {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serve a model: gateway, router, coordinator and devices in one process, until Ctrl-C
+    Up(up::UpArgs),
     /// Fetch, list and inspect models
     #[command(subcommand)]
     Model(model_command::ModelCommand),
@@ -85,15 +89,29 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Config(args) => return config_command::run(&args),
         _ => {}
     }
-    common.start_log(None)?;
     let runtime = runtime()?;
-    match cli.command {
+    if let Command::Up(args) = &cli.command {
+        // It starts the log itself, by its configuration.
+        return end(runtime, |runtime| runtime.block_on(up::run(args, &common)));
+    }
+    common.start_log(None)?;
+    end(runtime, |runtime| match cli.command {
         Command::Model(command) => runtime.block_on(interruptible(model_command::run(command, &common.store()?))),
         Command::Chat(args) => runtime.block_on(chat::run(args, &common)),
         Command::Status(args) => runtime.block_on(interruptible(status_command::run(&args))),
         Command::Bench(command) => runtime.block_on(interruptible(bench::run(command, &common))),
-        Command::Completions(_) | Command::Config(_) => Ok(()),
-    }
+        Command::Completions(_) | Command::Config(_) | Command::Up(_) => Ok(()),
+    })
+}
+
+/// Runs a command and lets go of the runtime, without waiting for a thread that still reads stdin.
+fn end(
+    runtime: tokio::runtime::Runtime,
+    command: impl FnOnce(&tokio::runtime::Runtime) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let result = command(&runtime);
+    runtime.shutdown_background();
+    result
 }
 
 /// The runtime of a command.

@@ -38,9 +38,10 @@ fn write_section<S: Section>(text: &mut String, heading: &str, shown: Shown) {
         for line in key.doc {
             let _ = writeln!(text, "#{line}");
         }
-        let _ = match (defaults.get(key.name), key.example) {
-            (Some(value), _) => writeln!(text, "{} = {value}", key.name),
-            (None, example) => writeln!(text, "# {} = {}", key.name, example.unwrap_or_default()),
+        let _ = match (key.example, defaults.get(key.name)) {
+            (Some(example), _) => writeln!(text, "# {} = {example}", key.name),
+            (None, Some(value)) => writeln!(text, "{} = {value}", key.name),
+            (None, None) => writeln!(text, "# {} =", key.name),
         };
     }
 }

@@ -5,11 +5,12 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use relevo_actors::device::DeviceRole;
 use toml::Value;
 
 use super::Config;
 use super::section::{Key, Section};
-use super::sections::{Device, Log, Model, Role, Router, Server, Testing};
+use super::sections::{Device, Log, Model, Router, Server, Testing};
 
 /// What is wrong with a configuration. The user's fault.
 #[derive(Debug, thiserror::Error)]
@@ -141,7 +142,7 @@ impl Config {
         for (index, device) in self.devices.iter().enumerate() {
             device.check(index)?;
         }
-        for role in [Role::Prefill, Role::Decode] {
+        for role in [DeviceRole::Prefill, DeviceRole::Decode] {
             if !self.devices.iter().any(|device| device.roles.contains(&role)) {
                 let name = format!("{role:?}").to_lowercase();
                 return Err(out_of_range("device.roles", format!("without \"{name}\""), "it on at least one device"));
@@ -184,8 +185,8 @@ impl Model {
 
 impl Router {
     fn check(&self) -> Result<(), ConfigError> {
-        within("router.min_prefill_tokens", self.min_prefill_tokens, 0..=1_048_576)?;
         within("router.max_waiting_requests", self.max_waiting_requests, 1..=65_536)?;
+        within("router.max_running_requests", self.max_running_requests, 1..=4096)?;
         within("router.lease_ms", self.lease_ms, 10..=600_000)
     }
 }
@@ -198,8 +199,7 @@ impl Device {
         }
         self.threads.map_or(Ok(()), |threads| within(key("threads"), threads, 1..=1024))?;
         self.kv_memory_mib.map_or(Ok(()), |mib| within(key("kv_memory_mib"), mib, 1..=16_777_216))?;
-        within(key("max_step_tokens"), self.max_step_tokens, 16..=8192)?;
-        within(key("max_running_sequences"), self.max_running_sequences, 1..=4096)
+        within(key("max_step_tokens"), self.max_step_tokens, 16..=8192)
     }
 }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use example::example;
 pub use load::{ConfigError, load, parse};
-pub use sections::{Device, DeviceKind, Disaggregate, Log, LogFormat, Model, Role, Router, Server, Testing};
+pub use sections::{Device, DeviceKind, Log, LogFormat, Model, Router, Server, Testing};
 
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

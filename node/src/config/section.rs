@@ -15,11 +15,11 @@ pub(super) struct Key {
     pub name: &'static str,
     /// What it does, line by line.
     pub doc: &'static [&'static str],
-    /// A value to show where there is no default.
+    /// A value to show, as a comment, where the default is none.
     pub example: Option<&'static str>,
 }
 
-/// Declares a section. Each key is `name: type = default;`, with `, example "value"` where the default is `None`.
+/// Declares a section. Each key is `name: type = default;`, with `, example "value"` where the default is none.
 macro_rules! section {
     (
         $(#[doc = $about:literal])+

@@ -3,6 +3,9 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use relevo_actors::device::DeviceRole;
+use relevo_actors::faults::Fault;
+use relevo_actors::policy::routing::Disaggregate;
 use relevo_wire::Numerics;
 use serde::{Deserialize, Serialize};
 
@@ -57,12 +60,12 @@ section! {
     Router {
         /// Prefill on one device and decode on another: "auto" (where a long prompt makes it worth the transfer), "always" or "never".
         disaggregate: Disaggregate = Disaggregate::Auto;
-        /// With "auto": prompts with fewer uncached tokens are prefilled where they decode: 0 to 1048576.
-        min_prefill_tokens: u32 = 256;
         /// Requests that may wait for a worker before further ones get 429: 1 to 65536.
-        max_waiting_requests: u32 = 512;
+        max_waiting_requests: u32 = 1024;
+        /// Requests that a device may have in flight: 1 to 4096.
+        max_running_requests: u32 = 256;
         /// How long a lease of KV blocks lives without news from its writer, in milliseconds: 10 to 600000.
-        lease_ms: u32 = 5000;
+        lease_ms: u32 = 10_000;
     }
 }
 
@@ -72,15 +75,13 @@ section! {
         /// What kind: "cpu".
         kind: DeviceKind = DeviceKind::Cpu;
         /// What it does: "prefill", "decode" or both. Some device must do each.
-        roles: Vec<Role> = vec![Role::Prefill, Role::Decode];
+        roles: Vec<DeviceRole> = vec![DeviceRole::Prefill, DeviceRole::Decode];
         /// Compute threads: 1 to 1024. Default: the physical cores, shared out among the devices.
         threads: Option<u32> = None, example "2";
         /// Memory for KV blocks, in MiB: 1 to 16777216. Default: 2048, less where the machine has less.
         kv_memory_mib: Option<u32> = None, example "2048";
         /// Most rows of one step, decode rows and prefill chunk together: 16 to 8192.
         max_step_tokens: u32 = 512;
-        /// Most sequences that run at a time: 1 to 4096.
-        max_running_sequences: u32 = 256;
         /// Reuse the KV blocks of prompts that begin alike.
         prefix_cache: bool = true;
     }
@@ -99,28 +100,9 @@ section! {
 section! {
     /// Faults to be injected, for tests only: refused without `--allow-faults`.
     Testing {
-        /// The engine thread panics in its n-th step.
-        panic_in_step: Option<u64> = None, example "100";
-        /// The engine thread panics in every step that has this token in its batch: a poison request.
-        panic_on_token: Option<u32> = None, example "31337";
-        /// The prefill actor panics with its n-th request.
-        panic_prefill_actor_at: Option<u64> = None, example "10";
-        /// The decode actor panics with its n-th request.
-        panic_decode_actor_at: Option<u64> = None, example "10";
+        /// What goes wrong, and when.
+        faults: Vec<Fault> = Vec::new(), example "[{ kind = \"panic-engine\", device = \"cpu0\", step = 100 }]";
     }
-}
-
-/// When prompts are prefilled on another device than they decode on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Disaggregate {
-    /// Where the prompt is long enough to make it worth the transfer.
-    #[default]
-    Auto,
-    /// Whenever there are two devices to do it.
-    Always,
-    /// Prefill where it decodes.
-    Never,
 }
 
 /// A kind of device.
@@ -130,16 +112,6 @@ pub enum DeviceKind {
     /// Cores of this machine.
     #[default]
     Cpu,
-}
-
-/// What a device does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Runs prompts.
-    Prefill,
-    /// Generates.
-    Decode,
 }
 
 /// How a log line looks.
@@ -156,6 +128,6 @@ pub enum LogFormat {
 impl Testing {
     /// Whether any fault is asked for.
     pub fn any(&self) -> bool {
-        *self != Self::default()
+        !self.faults.is_empty()
     }
 }

@@ -1,6 +1,8 @@
 //! What `relevo.toml` accepts, what it refuses, and in which words.
 
 use proptest::prelude::*;
+use relevo_actors::device::DeviceRole;
+use relevo_actors::faults::Fault;
 
 use super::load::SECTIONS;
 use super::*;
@@ -36,7 +38,7 @@ fn the_example_shows_every_key_once_and_its_comments_are_valid_values() {
         })
         .collect();
     let config = parse(&opened).unwrap();
-    assert_eq!(config.testing.panic_in_step, Some(100));
+    assert_eq!(config.testing.faults, [Fault::PanicEngine { device: "cpu0".into(), step: 100 }]);
     assert_eq!(config.devices[0].threads, Some(2));
 }
 
@@ -44,8 +46,8 @@ fn the_example_shows_every_key_once_and_its_comments_are_valid_values() {
 fn two_devices_with_a_role_each_are_read() {
     let config = parse("[[device]]\nroles = [\"prefill\"]\nthreads = 1\n[[device]]\nroles = [\"decode\"]\n").unwrap();
     assert_eq!(config.devices.len(), 2);
-    assert_eq!(config.devices[0].roles, [Role::Prefill]);
-    assert_eq!(config.devices[1].roles, [Role::Decode]);
+    assert_eq!(config.devices[0].roles, [DeviceRole::Prefill]);
+    assert_eq!(config.devices[1].roles, [DeviceRole::Decode]);
 }
 
 #[test]
@@ -84,7 +86,7 @@ fn a_wrong_type_and_broken_syntax_name_the_line() {
 
 #[test]
 fn faults_need_their_flag() {
-    let config = parse("[testing]\npanic_in_step = 3").unwrap();
+    let config = parse("[[testing.faults]]\nkind = \"drop-frame\"\nframe = 1").unwrap();
     assert!(matches!(config.check_faults(false), Err(ConfigError::FaultsNotAllowed)));
     assert!(config.check_faults(true).is_ok());
     assert!(Config::default().check_faults(false).is_ok());

@@ -3,8 +3,8 @@
 //! N workers each keep one streaming request open; when it ends they send the next, until R are done. Every prompt is random, so that
 //! no prefix cache helps; generation goes on past the end of sequence (`ignore_eos`), so that every request is of one length.
 
-mod workers;
 mod report;
+mod workers;
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;

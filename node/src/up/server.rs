@@ -1,0 +1,176 @@
+//! A server in this process: first the door (so that `/ready` can say 503), then the cluster behind it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use relevo_actors::clock;
+use relevo_actors::cluster::{Cluster, ClusterOptions, Limits as ClusterLimits};
+use relevo_gpu::weights::{ModelFiles, TokenizerSource};
+use relevo_wire::{Instant64, TokenId};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::loading::PlannedDevice;
+use crate::cli::Failure;
+use crate::config::{Config, Server as ServerConfig};
+use crate::http::{self, ApiKeys, Backend, HttpOptions, Limits, ServeError, ServedModel, Service};
+use crate::metrics_recorder;
+use crate::text::ModelText;
+
+/// From the wish to stop to the end of the process.
+const STOP_DEADLINE: Duration = Duration::from_millis(4800);
+
+/// A listener that answers, with or without a cluster behind it.
+pub(super) struct Door {
+    address: SocketAddr,
+    service: Arc<Service>,
+    stop: CancellationToken,
+    serving: JoinSet<Result<(), ServeError>>,
+    upkeep: JoinSet<()>,
+    cluster: Option<Arc<Cluster>>,
+}
+
+impl Door {
+    /// Listens. `stop` ends it, see [`Door::closed`].
+    pub(super) fn open(config: &Config, stop: CancellationToken) -> Result<Self, Failure> {
+        let server = &config.server;
+        let api_keys = server.api_key_file.as_deref().map(|path| {
+            let refused = |source| Failure::ApiKeys { path: path.to_owned(), source };
+            ApiKeys::load(path).map_err(refused)
+        });
+        let api_keys = api_keys.transpose()?;
+        http::check_listen_address(server.listen, api_keys.is_some())?;
+        let listener = http::bind(server.listen)?;
+        let address =
+            listener.local_addr().map_err(|source| Failure::System { doing: "cannot listen".into(), source })?;
+        let recorder = metrics_recorder::install().map_err(Failure::Metrics)?;
+        let options = HttpOptions { api_keys, allowed_hosts: server.allowed_hosts.clone(), limits: limits(server) };
+        let render = recorder.clone();
+        let service = Arc::new(Service::new(options, move || render.render()));
+        let mut serving = JoinSet::new();
+        serving.spawn(http::serve(listener, Arc::clone(&service), stop.clone()));
+        let mut upkeep = JoinSet::new();
+        upkeep.spawn(metrics_recorder::upkeep(recorder));
+        Ok(Self { address, service, stop, serving, upkeep, cluster: None })
+    }
+
+    /// Where it listens.
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Puts a cluster with these devices behind the door; when it returns, `/ready` says 200.
+    pub(super) async fn furnish(
+        &mut self,
+        config: &Config,
+        files: &Arc<ModelFiles>,
+        devices: &[PlannedDevice],
+        names: Vec<String>,
+    ) -> Result<Arc<Cluster>, Failure> {
+        let text = ModelText::open(files).map_err(Failure::Text)?;
+        let specs = devices.iter().map(|device| device.spec(files, devices.len() == 1)).collect();
+        let mut options = ClusterOptions::new(specs);
+        options.disaggregate = config.router.disaggregate;
+        options.limits = cluster_limits(config);
+        options.faults = config.testing.any().then(|| config.testing.faults.clone());
+        let cluster = Arc::new(Cluster::start(options).await?);
+        let status = Arc::clone(&cluster);
+        let description = files.description();
+        self.service.open(Backend {
+            gateway: cluster.gateway(),
+            model: ServedModel {
+                names,
+                created: seconds_since_1970(),
+                max_context: devices.first().map_or(description.max_context, |device| device.options.max_context),
+                vocab_size: u32::try_from(description.vocab_size).unwrap_or(u32::MAX),
+                end_ids: files.end_of_generation_ids().into(),
+                start_id: start_id(files),
+                text,
+            },
+            status: Box::new(move || {
+                let status = status.status();
+                Box::pin(std::future::ready(status))
+            }),
+        });
+        self.cluster = Some(Arc::clone(&cluster));
+        Ok(cluster)
+    }
+
+    /// Waits for the wish to stop, then for open answers (they get `server.drain_timeout_ms`, then an error event) and for the cluster.
+    pub(super) async fn closed(mut self) -> Result<(), Failure> {
+        let stop = self.stop.clone();
+        let failed = async {
+            match &self.cluster {
+                Some(cluster) => cluster.failed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let cluster_failed = tokio::select! {
+            () = stop.cancelled() => false,
+            () = failed => true,
+        };
+        let began = clock::now();
+        stop.cancel();
+        let served = self.serving.join_next().await;
+        if let Some(cluster) = self.cluster.take() {
+            cluster.shutdown(time_left(began)).await;
+        }
+        self.upkeep.shutdown().await;
+        if cluster_failed {
+            return Err(Failure::ClusterFailed);
+        }
+        match served {
+            Some(Ok(result)) => Ok(result?),
+            Some(Err(error)) => {
+                Err(Failure::System { doing: "the listener failed".into(), source: std::io::Error::other(error) })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// The token that begins a document, if the files name one.
+fn start_id(files: &ModelFiles) -> Option<TokenId> {
+    match files.tokenizer()? {
+        TokenizerSource::Gguf(vocabulary) => vocabulary.bos,
+        TokenizerSource::HuggingFace(_) => None,
+    }
+}
+
+fn time_left(began: Instant64) -> Duration {
+    STOP_DEADLINE.saturating_sub(clock::now().since(began))
+}
+
+fn limits(server: &ServerConfig) -> Limits {
+    let milliseconds = |value: u32| Duration::from_millis(u64::from(value));
+    Limits {
+        max_connections: server.max_connections as usize,
+        max_body_bytes: (server.max_body_kib as usize) << 10,
+        body_budget_bytes: (server.body_budget_kib as usize) << 10,
+        max_sequences: server.max_sequences as usize,
+        header_timeout: milliseconds(server.header_timeout_ms),
+        body_timeout: milliseconds(server.body_timeout_ms),
+        write_timeout: milliseconds(server.write_timeout_ms),
+        request_timeout: milliseconds(server.request_timeout_ms),
+        drain_timeout: milliseconds(server.drain_timeout_ms),
+        ..Limits::default()
+    }
+}
+
+fn cluster_limits(config: &Config) -> ClusterLimits {
+    ClusterLimits {
+        max_waiting: config.router.max_waiting_requests as usize,
+        max_running: config.router.max_running_requests as usize,
+        lease_term: Duration::from_millis(u64::from(config.router.lease_ms)),
+        ..ClusterLimits::default()
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the API tells when a model was loaded in wall time; nothing is decided by it"
+)]
+fn seconds_since_1970() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
