@@ -28,6 +28,9 @@ pub struct ChatArgs {
     /// The server [default: http://127.0.0.1:8080 if one answers there, else the model is run right here]
     #[arg(long)]
     url: Option<String>,
+    /// Run the model right here, whoever answers at the default address
+    #[arg(long, conflicts_with = "url")]
+    local: bool,
     /// The model's name [default: what the server serves; smollm2 right here]
     #[arg(long)]
     model: Option<String>,
@@ -54,7 +57,7 @@ pub struct ChatArgs {
 /// See [`Failure`].
 pub async fn run(args: ChatArgs, common: &Common) -> Result<(), Failure> {
     let client = ApiClient::new(args.url.as_deref().unwrap_or(DEFAULT_URL), args.api_key_file.as_deref())?;
-    if args.url.is_some() || is_there(&client).await? {
+    if args.url.is_some() || (!args.local && is_there(&client).await?) {
         return talk(client, args).await;
     }
     let store = common.store()?;

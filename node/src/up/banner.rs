@@ -49,7 +49,7 @@ impl Banner<'_> {
         let context = self.devices.first().map_or(self.model.max_context, |device| device.options.max_context);
         format!(
             "{} ({kind}, {} layers, context {})",
-            self.model.name,
+            self.names.last().map_or("", String::as_str),
             self.model.num_layers,
             terminal::thousands(context as u64)
         )

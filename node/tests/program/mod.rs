@@ -1,6 +1,8 @@
 //! Runs the real binary, as a user's shell would.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test binary uses a part of it")]
+
+mod server;
 
 use std::ffi::OsStr;
 use std::io::Read;
@@ -8,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
+
+pub use server::Server;
 
 /// How long a command may take that loads no model from a network.
 pub const DEADLINE: Duration = Duration::from_secs(120);
