@@ -173,7 +173,11 @@ fn what_keeps_it_from_serving_is_said_in_one_line() {
         (&["--model", "smollm3"], 1, "did you mean `smollm2`?"),
         (&["--model", "/nonexistent.gguf"], 1, "no file or folder /nonexistent.gguf"),
         (&["--model", &damaged], 1, "damaged.gguf is damaged or no model file"),
-        (&["--model", model, "--max-context", "100000"], 2, "max_context_tokens is 100000, the model was made for 8192"),
+        (
+            &["--model", model, "--max-context", "100000"],
+            2,
+            "max_context_tokens is 100000, the model was made for 8192",
+        ),
         (&["--model", model, "--kv-memory", "900GiB"], 1, "device cpu0: the model needs 900.5 GiB: weights"),
         (&["--config", &faults], 2, "which need the flag --allow-faults"),
         (&["--threads", "0"], 2, "0 is not in 1..=1024"),

@@ -15,6 +15,7 @@ use crate::terminal::{self, Style};
 pub(super) struct Banner<'a> {
     pub(super) address: SocketAddr,
     pub(super) needs_key: bool,
+    pub(super) title: &'a str,
     pub(super) names: &'a [String],
     pub(super) model: &'a ModelDescription,
     pub(super) has_chat: bool,
@@ -49,7 +50,7 @@ impl Banner<'_> {
         let context = self.devices.first().map_or(self.model.max_context, |device| device.options.max_context);
         format!(
             "{} ({kind}, {} layers, context {})",
-            self.names.last().map_or("", String::as_str),
+            self.title,
             self.model.num_layers,
             terminal::thousands(context as u64)
         )

@@ -95,6 +95,7 @@ async fn serve(config: &Config, store: &ModelStore, stop: CancellationToken) -> 
 /// Finds or fetches the model, loads it, starts the cluster; what it returns is to be shown.
 async fn furnish(door: &mut Door, config: &Config, store: &ModelStore) -> Result<String, Failure> {
     let (mut names, path) = find_or_fetch(store, &config.model.name).await?;
+    let title = names.last().cloned().unwrap_or_default();
     names.extend(config.model.aliases.iter().cloned());
     let files = Arc::new(model_store::open(&path)?);
     let devices = loading::plan(config, &files, &Machine::facts())?;
@@ -102,6 +103,7 @@ async fn furnish(door: &mut Door, config: &Config, store: &ModelStore) -> Result
     let banner = Banner {
         address: door.address(),
         needs_key: config.server.api_key_file.is_some(),
+        title: &title,
         names: &names,
         model: files.description(),
         has_chat: files.chat_template().is_some(),

@@ -26,7 +26,8 @@ impl Server {
     fn of(command: &mut std::process::Command) -> Self {
         let mut child = command.spawn().expect("the binary starts");
         let line = wait_for_line(child.stdout.take().expect("stdout is piped"), |line| line.contains("API "));
-        let word = line.split_whitespace().find(|word| word.starts_with("http://")).expect("the screen names the address");
+        let word =
+            line.split_whitespace().find(|word| word.starts_with("http://")).expect("the screen names the address");
         let url = word.trim_end_matches("/v1").to_owned();
         Self { child: Some(child), url }
     }
