@@ -3,10 +3,11 @@
 //! Templates are Jinja, written for transformers' environment (`_compile_jinja_template` in chat_template_utils.py); this one behaves the
 //! same. They come with models, so they are code of strangers: they have no access to files or the clock, and they run on a budget.
 
+use std::collections::BTreeMap;
 use std::io;
 
-use minijinja::value::Kwargs;
-use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja::value::{Kwargs, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 use serde_json::{Map, Value as Json};
 
 use super::python_json::dumps;
@@ -79,6 +80,7 @@ impl ChatTemplate {
         environment.set_lstrip_blocks(true);
         environment.set_fuel(Some(FUEL));
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.set_formatter(write_as_python);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_filter("tojson", tojson);
@@ -96,7 +98,7 @@ impl ChatTemplate {
     pub fn render(&self, input: &TemplateInput<'_>) -> Result<String, TemplateError> {
         let unix_seconds = input.unix_seconds;
         let strftime_now = Value::from_function(move |format: &str| strftime(format, unix_seconds));
-        let mut variables: Vec<(&str, Value)> =
+        let mut variables: BTreeMap<&str, Value> =
             input.extra.iter().map(|(key, value)| (key.as_str(), Value::from_serialize(value))).collect();
         variables.extend([
             ("messages", Value::from_serialize(input.messages)),
@@ -105,7 +107,7 @@ impl ChatTemplate {
             ("eos_token", Value::from(self.eos_token.as_str())),
             ("strftime_now", strftime_now),
         ]);
-        let context: Value = variables.into_iter().collect();
+        let context = Value::from_iter(variables);
         let template = self.environment.get_template(NAME).map_err(|error| failure(&error))?;
         let mut out = Bounded(Vec::new());
         template.render_captured_to(context, &mut out).map_err(|error| failure(&error))?;
@@ -128,6 +130,17 @@ impl io::Write for Bounded {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Writes what `{{ … }}` gives as Python's `str` does, as far as the engine's own words differ.
+fn write_as_python(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
+    let word = match (value.kind(), value.is_true()) {
+        (ValueKind::Bool, true) => "True",
+        (ValueKind::Bool, false) => "False",
+        (ValueKind::None, _) => "None",
+        _ => return minijinja::escape_formatter(out, state, value),
+    };
+    out.write_str(word).map_err(Error::from)
 }
 
 /// Marks an error that the template raised itself.

@@ -1,21 +1,15 @@
-//! The tokenizer of a model, over the crate `tokenizers`, whichever file it came from.
-
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::OnceLock;
+//! The tokenizer of a model, whichever file it came from.
 
 use relevo_gpu::weights::TokenizerSource;
 use relevo_wire::TokenId;
 
+use super::encoder::{Encoder, without_panic};
 use super::token_table::TokenTable;
 use super::vocabulary;
 
 /// Text to ids and back.
 pub struct Tokenizer {
-    /// Takes special tokens in the text for what they are.
-    encoder: tokenizers::Tokenizer,
-    /// Takes them as plain text; made when it is first needed, since it copies the vocabulary.
-    plain_encoder: OnceLock<tokenizers::Tokenizer>,
+    encoder: Encoder,
     table: TokenTable,
     /// Ids that go around a prompt, where the vocabulary says so and the encoder does not do it.
     around: Around,
@@ -95,13 +89,12 @@ impl Tokenizer {
     /// # Errors
     /// The file's fault: a kind that is not known, or parts that contradict each other.
     pub fn open(source: &TokenizerSource) -> Result<Self, TokenizerError> {
-        // The library indexes and unwraps on what tokenizer.json says; a damaged file must not end the process.
-        let made = catch_unwind(AssertUnwindSafe(|| match source {
+        let made = without_panic(|| match source {
             TokenizerSource::Gguf(vocabulary) => vocabulary::from_gguf(vocabulary),
             TokenizerSource::HuggingFace(files) => vocabulary::from_hugging_face(files),
-        }));
-        let parts = made.unwrap_or_else(|panic| Err(TokenizerError::Damaged { reason: panic_text(&*panic) }))?;
-        Ok(Self { encoder: parts.encoder, plain_encoder: OnceLock::new(), table: parts.table, around: parts.around })
+        });
+        let parts = made.unwrap_or_else(|reason| Err(TokenizerError::Damaged { reason }))?;
+        Ok(Self { encoder: parts.encoder, table: parts.table, around: parts.around })
     }
 
     /// The ids of a text, with nothing put around it.
@@ -109,18 +102,9 @@ impl Tokenizer {
     /// # Errors
     /// The model's fault: a vocabulary without a token for some text.
     pub fn encode(&self, text: &str, special: SpecialText) -> Result<Vec<TokenId>, TokenizerError> {
-        match special {
-            // Without a special token's text in it there is no difference.
-            SpecialText::Plain if self.table.mentions_special(text) => {
-                let plain = self.plain_encoder.get_or_init(|| {
-                    let mut encoder = self.encoder.clone();
-                    encoder.set_encode_special_tokens(true);
-                    encoder
-                });
-                run(plain, text, false)
-            }
-            SpecialText::Plain | SpecialText::Parsed => run(&self.encoder, text, false),
-        }
+        // Without a special token's text in it there is no difference, and the plain encoder costs memory.
+        let mentioned = special == SpecialText::Plain && self.table.mentions_special(text);
+        self.encoder.encode(text, if mentioned { SpecialText::Plain } else { SpecialText::Parsed }, false)
     }
 
     /// The ids of a prompt, with what the model wants around it (often a begin-of-sequence token).
@@ -130,7 +114,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<TokenId>, TokenizerError> {
-        let ids = run(&self.encoder, text, true)?;
+        let ids = self.encoder.encode(text, SpecialText::Parsed, true)?;
         let Around { before, after } = self.around;
         Ok(before.into_iter().chain(ids).chain(after).collect())
     }
@@ -167,18 +151,4 @@ impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer").field("num_tokens", &self.num_tokens()).finish_non_exhaustive()
     }
-}
-
-fn run(encoder: &tokenizers::Tokenizer, text: &str, around: bool) -> Result<Vec<TokenId>, TokenizerError> {
-    let encoded = catch_unwind(AssertUnwindSafe(|| encoder.encode_fast(text, around)));
-    match encoded {
-        Ok(Ok(encoding)) => Ok(encoding.get_ids().to_vec()),
-        Ok(Err(error)) => Err(TokenizerError::Encode { reason: error.to_string() }),
-        Err(panic) => Err(TokenizerError::Encode { reason: panic_text(&*panic) }),
-    }
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown").to_owned()
 }

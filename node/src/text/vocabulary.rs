@@ -5,19 +5,19 @@ use std::collections::HashSet;
 use relevo_gpu::weights::{GgufVocabulary, HuggingFaceTokenizer, TokenKind};
 use relevo_wire::TokenId;
 use serde_json::Value;
+use tokenizers::AddedToken;
 use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::normalizers::{Prepend, Replace, Sequence};
-use tokenizers::{AddedToken, NormalizerWrapper};
 
 use super::TokenizerError;
-use super::sentence_piece::merges_by_score;
+use super::encoder::Encoder;
+use super::sentence_piece::SentencePiece;
 use super::split::Splitting;
 use super::token_table::{Spelled, Spelling, TokenTable};
 use super::tokenizer::Around;
 
 /// What a tokenizer is made of.
 pub(super) struct Parts {
-    pub(super) encoder: tokenizers::Tokenizer,
+    pub(super) encoder: Encoder,
     pub(super) table: TokenTable,
     pub(super) around: Around,
 }
@@ -28,7 +28,7 @@ fn damaged(error: impl std::fmt::Display) -> TokenizerError {
 
 /// Out of a GGUF file's keys.
 pub(super) fn from_gguf(vocabulary: &GgufVocabulary) -> Result<Parts, TokenizerError> {
-    let (mut encoder, spelling, adds_bos) = match vocabulary.model.as_str() {
+    let (encoder, spelling, adds_bos) = match vocabulary.model.as_str() {
         "gpt2" => byte_level(vocabulary)?,
         "llama" => sentence_piece(vocabulary)?,
         found => {
@@ -36,7 +36,6 @@ pub(super) fn from_gguf(vocabulary: &GgufVocabulary) -> Result<Parts, TokenizerE
             return Err(TokenizerError::Unknown { key, found, known: "gpt2 and llama" });
         }
     };
-    encoder.add_tokens(&added_tokens(vocabulary));
     let table = TokenTable::new(
         vocabulary
             .tokens
@@ -66,22 +65,19 @@ fn added_tokens(vocabulary: &GgufVocabulary) -> Vec<AddedToken> {
     added.map(|(text, &kind)| AddedToken::from(text.clone(), is_special(kind)).normalized(false)).collect()
 }
 
-fn ids_by_text(vocabulary: &GgufVocabulary) -> impl Iterator<Item = (String, TokenId)> {
-    vocabulary.tokens.iter().cloned().zip(0..)
-}
-
 /// GPT-2's kind. Returns the encoder, how tokens are spelled, and whether prompts begin with `bos` by default.
-fn byte_level(vocabulary: &GgufVocabulary) -> Result<(tokenizers::Tokenizer, Spelling, bool), TokenizerError> {
+fn byte_level(vocabulary: &GgufVocabulary) -> Result<(Encoder, Spelling, bool), TokenizerError> {
     let splitting = Splitting::named(vocabulary.pre.as_deref())?;
     let merges = vocabulary.merges.iter().map(|merge| split_merge(merge)).collect::<Result<Vec<_>, _>>()?;
     let model = BPE::builder()
-        .vocab_and_merges(ids_by_text(vocabulary).collect::<Vocab>(), merges)
+        .vocab_and_merges(vocabulary.tokens.iter().cloned().zip(0..).collect::<Vocab>(), merges)
         .ignore_merges(splitting.ignore_merges)
         .build()
         .map_err(damaged)?;
-    let mut encoder = tokenizers::Tokenizer::new(model);
-    encoder.with_pre_tokenizer(Some(splitting.pre_tokenizer()?));
-    Ok((encoder, Spelling::ByteLevel, splitting.adds_bos))
+    let mut library = tokenizers::Tokenizer::new(model);
+    library.with_pre_tokenizer(Some(splitting.pre_tokenizer()?));
+    library.add_tokens(&added_tokens(vocabulary));
+    Ok((Encoder::library(library), Spelling::ByteLevel, splitting.adds_bos))
 }
 
 /// `left right`; the left part may itself begin with a space.
@@ -92,36 +88,23 @@ fn split_merge(merge: &str) -> Result<(String, String), TokenizerError> {
 }
 
 /// SentencePiece's kind.
-fn sentence_piece(vocabulary: &GgufVocabulary) -> Result<(tokenizers::Tokenizer, Spelling, bool), TokenizerError> {
+fn sentence_piece(vocabulary: &GgufVocabulary) -> Result<(Encoder, Spelling, bool), TokenizerError> {
     if vocabulary.scores.is_empty() {
         return Err(damaged("tokenizer.ggml.scores is missing"));
     }
-    let mut builder = BPE::builder()
-        .vocab_and_merges(ids_by_text(vocabulary).collect::<Vocab>(), merges_by_score(vocabulary))
-        .byte_fallback(true)
-        .fuse_unk(true);
-    if let Some(unknown) = vocabulary.unknown.and_then(|id| vocabulary.tokens.get(id as usize)) {
-        builder = builder.unk_token(unknown.clone());
-    }
-    let mut encoder = tokenizers::Tokenizer::new(builder.build().map_err(damaged)?);
     let space_prefix = vocabulary.add_space_prefix.unwrap_or(true);
-    let mut steps = Vec::new();
-    if space_prefix {
-        steps.push(NormalizerWrapper::Prepend(Prepend::new("▁".to_owned())));
-    }
-    steps.push(NormalizerWrapper::Replace(Replace::new(" ", "▁").map_err(damaged)?));
-    encoder.with_normalizer(Some(Sequence::new(steps)));
+    let encoder = Encoder::SentencePiece(SentencePiece::new(vocabulary, space_prefix));
     Ok((encoder, Spelling::SentencePiece { space_prefix }, true))
 }
 
 /// Out of a tokenizer.json.
 pub(super) fn from_hugging_face(files: &HuggingFaceTokenizer) -> Result<Parts, TokenizerError> {
-    let mut encoder = tokenizers::Tokenizer::from_file(&files.tokenizer_json).map_err(damaged)?;
+    let mut library = tokenizers::Tokenizer::from_file(&files.tokenizer_json).map_err(damaged)?;
     // Left over from training in some files; a prompt is never cut or filled up.
-    encoder.with_padding(None).with_truncation(None).map_err(damaged)?;
-    let spelling = spelling(&encoder)?;
-    let vocabulary = encoder.get_vocab(true);
-    let added = encoder.get_added_tokens_decoder();
+    library.with_padding(None).with_truncation(None).map_err(damaged)?;
+    let spelling = spelling(&library)?;
+    let vocabulary = library.get_vocab(true);
+    let added = library.get_added_tokens_decoder();
     // A file may use ids as sparsely as it likes; a table of four times its size is enough for any real one.
     let num_ids = vocabulary.values().max().map_or(0, |&last| last as usize + 1);
     if num_ids > vocabulary.len().saturating_mul(4).saturating_add(1 << 16) {
@@ -143,12 +126,12 @@ pub(super) fn from_hugging_face(files: &HuggingFaceTokenizer) -> Result<Parts, T
     });
     let table = TokenTable::new(spelled, spelling);
     // Its post-processor puts `bos` in front where the model wants it.
-    Ok(Parts { encoder, table, around: Around::default() })
+    Ok(Parts { encoder: Encoder::library(library), table, around: Around::default() })
 }
 
 /// Tells by its decoder how a tokenizer.json spells bytes.
-fn spelling(encoder: &tokenizers::Tokenizer) -> Result<Spelling, TokenizerError> {
-    let decoder = serde_json::to_value(encoder.get_decoder()).map_err(damaged)?;
+fn spelling(library: &tokenizers::Tokenizer) -> Result<Spelling, TokenizerError> {
+    let decoder = serde_json::to_value(library.get_decoder()).map_err(damaged)?;
     let steps = match decoder.get("decoders") {
         Some(Value::Array(steps)) => steps.clone(),
         _ => vec![decoder],

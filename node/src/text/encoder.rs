@@ -1,0 +1,66 @@
+//! What turns text into ids: the crate `tokenizers`, or our own SentencePiece.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+
+use relevo_wire::TokenId;
+
+use super::sentence_piece::SentencePiece;
+use super::{SpecialText, TokenizerError};
+
+/// A way to encode.
+pub(super) enum Encoder {
+    /// BPE with a list of merges.
+    Library {
+        /// Takes special tokens in the text for what they are.
+        parsing: Box<tokenizers::Tokenizer>,
+        /// Takes them as plain text; made when it is first needed, since it copies the vocabulary.
+        plain: OnceLock<Box<tokenizers::Tokenizer>>,
+    },
+    /// BPE with scores.
+    SentencePiece(SentencePiece),
+}
+
+impl Encoder {
+    pub(super) fn library(parsing: tokenizers::Tokenizer) -> Self {
+        Self::Library { parsing: Box::new(parsing), plain: OnceLock::new() }
+    }
+
+    /// Encodes. `around`: with what the library's own post-processor puts around a prompt.
+    pub(super) fn encode(
+        &self,
+        text: &str,
+        special: SpecialText,
+        around: bool,
+    ) -> Result<Vec<TokenId>, TokenizerError> {
+        match (self, special) {
+            (Self::SentencePiece(pieces), _) => Ok(pieces.encode(text, special)),
+            (Self::Library { parsing, .. }, SpecialText::Parsed) => run(parsing, text, around),
+            (Self::Library { parsing, plain }, SpecialText::Plain) => {
+                let plain = plain.get_or_init(|| {
+                    let mut plain = parsing.clone();
+                    plain.set_encode_special_tokens(true);
+                    plain
+                });
+                run(plain, text, around)
+            }
+        }
+    }
+}
+
+fn run(library: &tokenizers::Tokenizer, text: &str, around: bool) -> Result<Vec<TokenId>, TokenizerError> {
+    let encoded = without_panic(|| library.encode_fast(text, around));
+    let encoding = encoded.and_then(|result| result.map_err(|error| error.to_string()));
+    encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|reason| TokenizerError::Encode { reason })
+}
+
+/// Calls the library, which indexes and unwraps on what tokenizer.json says: a damaged file must not end the process.
+pub(super) fn without_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| panic_text(&*panic))
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown").to_owned()
+}
