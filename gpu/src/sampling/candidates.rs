@@ -31,6 +31,7 @@ impl Ranked {
 ///
 /// `count` chunks have their largest at or above the `count`-th largest of the chunks' largest: so at least `count` tokens do, and what
 /// lies below cannot be among the best. That leaves a few dozen tokens to look at one by one.
+#[inline(always)]
 pub(super) fn keep_best(logits: &[f32], count: usize, chunk_maxima: &[f32], best: &mut Vec<Ranked>) {
     best.clear();
     if count == 0 {
@@ -82,6 +83,7 @@ pub(super) struct Cutoff {
 
 impl Cutoff {
     /// Those that have mass, and of it at least `min_p` times the largest mass.
+    #[inline(always)]
     pub(super) fn min_p(masses: &[u32], min_p: f32) -> Self {
         let least = ((f64::from(min_p) * f64::from(ONE)).ceil() as u32).max(1);
         let total = masses.iter().map(|mass| if *mass >= least { u64::from(*mass) } else { 0 }).sum();
@@ -89,6 +91,7 @@ impl Cutoff {
     }
 
     /// Of those, the fewest, largest first, that hold `top_p` of their mass.
+    #[inline(always)]
     pub(super) fn top_p(self, masses: &[u32], top_p: f32, crossing: &mut Vec<u32>) -> Self {
         let wanted = ((f64::from(top_p) * self.total as f64).ceil() as u64).clamp(1, self.total.max(1));
         let (bucket, mut above) = crossing_bucket(masses, self.least, wanted);
@@ -107,6 +110,7 @@ impl Cutoff {
     }
 
     /// The index whose share of the mass, laid out in order, holds the point that 64 random bits choose.
+    #[inline(always)]
     pub(super) fn draw(self, masses: &[u32], random: u64) -> Option<usize> {
         let mut point = ((u128::from(random) * u128::from(self.total)) >> 64) as u64;
         let mut num_least = self.num_least;
@@ -141,12 +145,14 @@ impl Cutoff {
 /// Masses of 1 to 2^30 in buckets of 1/32 of an octave.
 const NUM_BUCKETS: usize = 31 * 32;
 
+#[inline(always)]
 fn bucket_of(mass: u32) -> usize {
     // The upper bits of a float are a logarithm. Five bits of mantissa stay.
     ((mass as f32).to_bits() >> 18) as usize - (127 << 5)
 }
 
 /// The bucket in which the masses from `least` on, summed from the largest down, reach `wanted`; and the sum above it.
+#[inline(always)]
 fn crossing_bucket(masses: &[u32], least: u32, wanted: u64) -> (usize, u64) {
     let mut sums = [0u64; NUM_BUCKETS];
     for mass in masses.iter().filter(|mass| **mass >= least) {

@@ -13,6 +13,7 @@ const LANES: usize = 16;
 const SUMMED_IN_F32: usize = 64 * LANES;
 
 /// The log-probability of `token`, its rank, and the `num_top` most likely tokens. The scratch holds the row's chunk maxima.
+#[inline(always)]
 pub(super) fn logprobs(logits: &[f32], token: TokenId, num_top: u8, scratch: &mut Scratch) -> TokenLogprobs {
     let log_total = log_sum_exp(logits, scratch.max());
     let logit = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
@@ -29,6 +30,7 @@ pub(super) fn logprobs(logits: &[f32], token: TokenId, num_top: u8, scratch: &mu
 }
 
 /// ln Σ e^logit.
+#[inline(always)]
 fn log_sum_exp(logits: &[f32], max: f32) -> f64 {
     let mut total = 0.0;
     for chunk in logits.chunks(SUMMED_IN_F32) {
@@ -48,6 +50,7 @@ fn log_sum_exp(logits: &[f32], max: f32) -> f64 {
 }
 
 /// Tokens before this one, in the order of falling logits and then rising ids.
+#[inline(always)]
 fn rank(logits: &[f32], token: TokenId, logit: f32) -> u32 {
     let (before, rest) = logits.split_at((token as usize).min(logits.len()));
     let ahead = before.iter().map(|other| u32::from(*other >= logit)).sum::<u32>();

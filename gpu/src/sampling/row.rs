@@ -1,4 +1,12 @@
 //! One row: what is wanted of its logits, and how it is done.
+//!
+//! The one source is compiled a second and a third time for AVX2 and AVX-512. It has no fused multiply-add and no order of summation that depends
+//! on the width of a register, so all of them compute the same bits.
+
+#![allow(
+    unsafe_code,
+    reason = "functions compiled for an instruction set are called once the processor is known to have it"
+)]
 
 use std::sync::Arc;
 
@@ -79,9 +87,12 @@ pub struct Scratch {
 
 impl Scratch {
     /// Notes each chunk's largest logit.
+    #[inline(always)]
     fn scan(&mut self, logits: &[f32]) {
-        self.chunk_maxima.clear();
-        self.chunk_maxima.extend(logits.chunks(CHUNK).map(largest));
+        self.chunk_maxima.resize(logits.len().div_ceil(CHUNK), 0.0);
+        for (max, chunk) in self.chunk_maxima.iter_mut().zip(logits.chunks(CHUNK)) {
+            *max = largest(chunk);
+        }
     }
 
     /// The largest logit of the row that was scanned.
@@ -90,6 +101,7 @@ impl Scratch {
     }
 
     /// The first token of the largest logit.
+    #[inline(always)]
     fn argmax(&self, logits: &[f32]) -> TokenId {
         let max = self.max();
         let chunk = self.chunk_maxima.iter().position(|chunk_max| *chunk_max == max).unwrap_or(0);
@@ -117,6 +129,35 @@ fn largest(values: &[f32]) -> f32 {
 ///
 /// Log-probabilities are of the raw logits (natural logarithm), of the target or else of the drawn token.
 pub fn sample_row(logits: &mut [f32], request: &RowRequest, scratch: &mut Scratch) -> RowOutput {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let has_avx2 = is_x86_feature_detected!("avx2");
+        if has_avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
+            // SAFETY: the processor has what the function was compiled for.
+            return unsafe { sample_row_avx512(logits, request, scratch) };
+        }
+        if has_avx2 {
+            // SAFETY: as above.
+            return unsafe { sample_row_avx2(logits, request, scratch) };
+        }
+    }
+    sample_row_plain(logits, request, scratch)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,avx512f,avx512dq")]
+pub(super) fn sample_row_avx512(logits: &mut [f32], request: &RowRequest, scratch: &mut Scratch) -> RowOutput {
+    sample_row_plain(logits, request, scratch)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+pub(super) fn sample_row_avx2(logits: &mut [f32], request: &RowRequest, scratch: &mut Scratch) -> RowOutput {
+    sample_row_plain(logits, request, scratch)
+}
+
+#[inline(always)]
+pub(super) fn sample_row_plain(logits: &mut [f32], request: &RowRequest, scratch: &mut Scratch) -> RowOutput {
     let raw = request.logits.then(|| logits.to_vec());
     let token = match &request.draw {
         Some(draw) if request.wants_logprobs() => {
@@ -130,14 +171,19 @@ pub fn sample_row(logits: &mut [f32], request: &RowRequest, scratch: &mut Scratc
         Some(draw) => Some(draw.token(logits, scratch)),
         None => None,
     };
-    let logprobs = request.target.or(token).filter(|_| request.wants_logprobs()).map(|token| {
-        scratch.scan(logits);
-        logprobs(logits, token, request.top_logprobs.unwrap_or(0), scratch)
-    });
+    // No closure here: it would not be compiled for the instruction set of the function around it.
+    let logprobs = match request.target.or(token) {
+        Some(token) if request.wants_logprobs() => {
+            scratch.scan(logits);
+            Some(logprobs(logits, token, request.top_logprobs.unwrap_or(0), scratch))
+        }
+        _ => None,
+    };
     RowOutput { token, logprobs, logits: raw }
 }
 
 impl Draw {
+    #[inline(always)]
     fn token(&self, logits: &mut [f32], scratch: &mut Scratch) -> TokenId {
         self.adjustments.apply(logits, &self.logit_bias, &mut scratch.tallies);
         scratch.scan(logits);
@@ -146,6 +192,7 @@ impl Draw {
     }
 
     /// `None` if nothing has mass: all logits are NaN or infinite.
+    #[inline(always)]
     fn sample(&self, logits: &[f32], scratch: &mut Scratch) -> Option<TokenId> {
         let is_top_k = 0 < self.top_k && self.top_k < logits.len();
         let (max, inverse_temperature) = (scratch.max(), 1.0 / self.temperature);
@@ -156,7 +203,10 @@ impl Draw {
             ranked.sort_unstable_by_key(Ranked::token);
             masses.extend(ranked.iter().map(|best| mass(logits[best.token() as usize], max, inverse_temperature)));
         } else {
-            masses.extend(logits.iter().map(|logit| mass(*logit, max, inverse_temperature)));
+            masses.resize(logits.len(), 0);
+            for (mass_of, logit) in masses.iter_mut().zip(logits) {
+                *mass_of = mass(*logit, max, inverse_temperature);
+            }
         }
         let mut cutoff = Cutoff::min_p(masses, self.min_p);
         if self.top_p < 1.0 {

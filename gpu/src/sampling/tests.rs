@@ -297,3 +297,31 @@ fn a_mass_is_the_nearest_whole_number() {
     assert_eq!(candidates::mass(f32::NAN, 7.0, 1.0), 0);
     assert_eq!(candidates::mass(f32::NEG_INFINITY, 7.0, 1.0), 0);
 }
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "what sample_row dispatches to is compared with the plain one")]
+fn every_instruction_set_computes_the_same_bits() {
+    let logits = bell(49_152, 6);
+    let (mut scratch, mut shaped) = (Scratch::default(), Vec::new());
+    for (seed, top_k, top_p, min_p) in [(1, 0, 1.0, 0.0), (2, 0, 0.9, 0.0), (3, 50, 0.9, 0.0), (4, 0, 1.0, 0.1)] {
+        let params = SamplingParams { seed, top_k, top_p, min_p, temperature: 1.3, ..SamplingParams::default() };
+        let row = OutputRow { sample: Some(row(&params)), top_logprobs: Some(20), ..OutputRow::default() };
+        let request = RowRequest::new(&row);
+        let mut run = |sample: &dyn Fn(&mut [f32], &RowRequest, &mut Scratch) -> RowOutput| {
+            shaped.clone_from(&logits);
+            let output = sample(&mut shaped, &request, &mut scratch).logprobs.unwrap();
+            let top = output.top.iter().flat_map(|(token, logprob)| [*token, logprob.to_bits()]);
+            top.chain([output.token, output.logprob.to_bits(), output.rank]).collect::<Vec<u32>>()
+        };
+        let plain = run(&row::sample_row_plain);
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has AVX2.
+            assert_eq!(run(&|l, r, s| unsafe { row::sample_row_avx2(l, r, s) }), plain);
+        }
+        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
+            // SAFETY: the processor has AVX-512.
+            assert_eq!(run(&|l, r, s| unsafe { row::sample_row_avx512(l, r, s) }), plain);
+        }
+    }
+}
