@@ -46,9 +46,9 @@ fn tiny(name: &str, numerics: Numerics) -> Case {
 }
 
 fn smollm2(numerics: Numerics) -> Case {
-    // "The capital of France is" and some more, as ids; 53 tokens: three blocks and five.
-    let prompt = (0..53).map(|i| (i * i * 31 + 504 * i + 260) % 49_152).collect();
-    Case { files: default_model(), numerics, prompt, num_generated: 4 }
+    // Two blocks and five: the portable kernels are slow.
+    let prompt = (0..37).map(|i| (i * i * 31 + 504 * i + 260) % 49_152).collect();
+    Case { files: default_model(), numerics, prompt, num_generated: 3 }
 }
 
 impl Case {
@@ -160,7 +160,7 @@ fn check(case: &Case) {
         assert_same(case, &expected, manner);
     }
     for isa in Isa::available() {
-        assert_same(case, &expected, Manner { isa, chunk: 32, num_threads: 2, num_neighbours: 4 });
+        assert_same(case, &expected, Manner { isa, chunk: 32, num_threads: 2, num_neighbours: 2 });
     }
 }
 
