@@ -151,6 +151,9 @@ impl DecodeCore {
                 if let Some(Stage::Open { hand_over, .. }) = self.stage(token.lease) {
                     *hand_over = Some(token);
                     self.commit_if_due(token.lease, effects);
+                } else {
+                    // Its lease went down with an earlier ledger, or is over: prefill has let go of it, so nobody else would say so.
+                    effects.push(DecodeEffect::Lost(token.sequence));
                 }
             }
             DecodeEvent::Returned(lease) => self.revoke(lease, effects),

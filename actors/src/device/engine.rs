@@ -178,6 +178,10 @@ impl Engine {
         self.buffers.reclaim(plan);
         begun?;
         times.planned();
+        // An idle engine that hangs in its first step must not pass for idle.
+        if !self.stats.borrow().busy {
+            self.publish();
+        }
         while let Progress::LayerDone(layer) = self.model.advance()? {
             self.progress.fetch_add(1, Ordering::Relaxed);
             self.tell_core(CoreEvent::LayerDone(layer))?;

@@ -234,6 +234,8 @@ impl Keeper {
             live.placement.is_some_and(|placement| match (role, live.core.phase()) {
                 (DeviceRole::Prefill, Phase::Prefilling) => placement.prefill == device,
                 (DeviceRole::Decode, Phase::Decoding) => placement.decode == device,
+                // Its lease went down with the ledger, and perhaps its hand-over in the mailbox.
+                (DeviceRole::Decode, Phase::Prefilling) => placement.decode == device && placement.prefill != device,
                 _ => false,
             })
         });

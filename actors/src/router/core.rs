@@ -301,7 +301,8 @@ impl RouterCore {
             let impatient = now.since(entry.since) >= MAX_SUSPECT_WAIT;
             let candidates = self.workers.candidates(&entry.request, !impatient);
             let route = routing::choose(&candidates, entry.request.num_context_tokens(), self.limits.disaggregate);
-            let (Some(route), Some(entry)) = (route, self.suspects.pop_front()) else { return };
+            let Some(route) = route else { return };
+            let Some(entry) = self.suspects.pop_front() else { return };
             self.dispatch(entry.request, route, !impatient, effects);
         }
     }
