@@ -1,1 +1,29 @@
-//! placeholder
+//! Relevo's decisions in virtual time: the very state machines that serve, in a world whose clock, network and misfortunes follow from a seed.
+//!
+//! A [`Scenario`] is drawn from a seed: devices and their roles, requests, delays, crashes. A [`World`] plays it: it carries messages between
+//! the router, the prefill, decode and device cores and the streams of a gateway, with a scripted model in the place of weights, and holds every
+//! promise to account after each event. A run that breaks one ends in a [`Failure`] that names its seed, and the same seed fails the same way
+//! again: `cargo run -p relevo-simulations -- SEED`.
+
+mod agenda;
+mod checks;
+mod device;
+mod engine;
+mod gateway;
+mod random;
+mod roles;
+mod scenario;
+mod world;
+
+pub use checks::Failure;
+pub use random::Random;
+pub use scenario::{DeviceSpec, Misfortune, RequestSpec, Scenario};
+pub use world::{Report, World};
+
+/// Plays the scenario of a seed to its end.
+///
+/// # Errors
+/// A promise that was broken.
+pub fn play(seed: u64) -> Result<Report, Failure> {
+    World::new(Scenario::of_seed(seed)).play()
+}

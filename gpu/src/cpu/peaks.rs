@@ -12,23 +12,25 @@ use super::simd::{Lanes, multiversion};
 use crate::compute::ComputeError;
 use crate::cost::Roofline;
 
-/// What is read to measure the memory: more than any processor's caches hold.
-const READ_BYTES: usize = 256 << 20;
+/// Bounds of what is read to measure the memory.
+const READ_BYTES: (usize, usize) = (16 << 20, 512 << 20);
 
 /// Times that each probe is repeated: the best counts, since a limit is what nothing else disturbs.
-const REPETITIONS: usize = 5;
+const REPETITIONS: usize = 16;
 
 /// Fused multiply-adds on each accumulator in a probe: a few milliseconds.
 const CHAIN: u32 = 1 << 20;
 
 /// Measures what `num_threads` threads get out of memory and arithmetic with an instruction set; takes a fraction of a second.
 ///
+/// `working_set`: the bytes that are read again and again, such as a model's weights; the caches hold what they can of it.
+///
 /// The int8 rate follows from the measured f32 rate: `vpdpbusd` does four multiply-adds a lane where `vfmadd` does one, at the same rate;
 /// AVX2 takes three instructions for the same four.
 ///
 /// # Errors
 /// Transient: the system refuses threads or memory.
-pub fn measure_roofline(num_threads: usize, isa: Isa) -> Result<Roofline, ComputeError> {
+pub fn measure_roofline(num_threads: usize, isa: Isa, working_set: usize) -> Result<Roofline, ComputeError> {
     let pool = ThreadPool::new(num_threads, false)?;
     let f32_rate = multiply_add_rate(&pool, isa);
     let int8_rate = match isa {
@@ -37,28 +39,27 @@ pub fn measure_roofline(num_threads: usize, isa: Isa) -> Result<Roofline, Comput
         Isa::Portable => f32_rate,
     };
     Ok(Roofline {
-        bytes_per_second: read_rate(&pool)?,
+        bytes_per_second: read_rate(&pool, working_set.clamp(READ_BYTES.0, READ_BYTES.1))?,
         matmul_operations_per_second: int8_rate,
         attention_operations_per_second: f32_rate,
     })
 }
 
-/// Bytes a second that all threads together read out of memory.
-fn read_rate(pool: &ThreadPool) -> Result<f64, ComputeError> {
+/// Bytes a second that all threads together read out of this many.
+fn read_rate(pool: &ThreadPool, num_bytes: usize) -> Result<f64, ComputeError> {
     let mut words: Vec<u64> = Vec::new();
-    words.try_reserve_exact(READ_BYTES / 8).map_err(|_| ComputeError::OutOfMemory {
-        wanted_bytes: READ_BYTES,
-        what: "measuring the memory's bandwidth",
-    })?;
+    words
+        .try_reserve_exact(num_bytes / 8)
+        .map_err(|_| ComputeError::OutOfMemory { wanted_bytes: num_bytes, what: "measuring the memory's bandwidth" })?;
     // Not zeros: untouched pages of zeros would all be one page, and stay in the cache.
-    words.resize(READ_BYTES / 8, 1);
+    words.resize(num_bytes / 8, 1);
     let seconds = best_seconds(|| {
         pool.run(|thread, threads| {
             let part = &words[share(words.len(), 64, (thread, threads))];
             black_box(part.iter().fold(0, |sum: u64, word| sum ^ word));
         });
     });
-    Ok(READ_BYTES as f64 / seconds)
+    Ok(num_bytes as f64 / seconds)
 }
 
 /// Multiplications and additions a second, two for each fused one, of all threads together.
@@ -116,7 +117,7 @@ mod tests {
 
     #[test]
     fn the_limits_of_any_machine_are_plausible() {
-        let roofline = measure_roofline(1, Isa::detect()).unwrap();
+        let roofline = measure_roofline(1, Isa::detect(), 1 << 20).unwrap();
         assert!((1e8..1e13).contains(&roofline.bytes_per_second), "{roofline:?}");
         assert!((1e8..1e15).contains(&roofline.attention_operations_per_second), "{roofline:?}");
         assert!(roofline.matmul_operations_per_second >= roofline.attention_operations_per_second, "{roofline:?}");

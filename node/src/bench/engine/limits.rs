@@ -28,7 +28,7 @@ pub(super) struct Bounds {
 /// Those of loading the model, which has been loaded before.
 pub(super) fn bounds(files: &ModelFiles, options: ModelOptions, workload: Workload) -> Result<Bounds, LoadError> {
     let mut model = Model::load(CostDevice::new(), files, options)?;
-    let machine = measure_roofline(workload.threads, workload.isa)?;
+    let machine = measure_roofline(workload.threads, workload.isa, files.description().weight_bytes)?;
     let Workload { prompt, generate, streams, .. } = workload;
     let mut prefill_seconds = 0.0;
     let mut prefill = Cost::default();
