@@ -327,6 +327,21 @@ fn a_model_sized_case_has_the_same_bits_in_every_way() {
 }
 
 #[test]
+fn a_long_context_of_few_rows_is_shared_out_without_changing_a_bit() {
+    let way = |num_threads, chunks: &[usize]| Way {
+        num_threads,
+        chunks: chunks.to_vec(),
+        together: true,
+        isa: Isa::detect(),
+    };
+    // The second way shares the spans of the last steps, of 5 rows and of 1, out to its threads.
+    for window in [None, Some(300)] {
+        let case = Case { window, ..smollm2(vec![400, 20]) };
+        assert_same(&case, &[plain_way(), way(3, &[390, 5, 1]), way(2, &[385, 1])]);
+    }
+}
+
+#[test]
 fn every_instruction_set_has_the_same_bits() {
     for case in [smollm2(vec![40, 33]), Case { element: ElementType::F32, window: Some(20), ..smollm2(vec![140]) }] {
         let ways: Vec<Way> = Isa::available().map(|isa| Way { isa, ..plain_way() }).collect();

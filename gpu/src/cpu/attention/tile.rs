@@ -10,9 +10,9 @@ use std::ops::Range;
 use relevo_wire::{BLOCK_TOKENS, KvLayout};
 
 use super::products::{SpanValues, add_weighted, scores};
-use super::{AttentionTask, Item, SPAN};
+use super::softmax::{RowState, hide_unseen, join, weigh};
+use super::{AttentionTask, Item, SPAN, spans};
 use crate::cpu::kv_pool::KvElement;
-use crate::cpu::math::exp;
 use crate::cpu::pool::DisjointMut;
 use crate::cpu::simd::{Lanes, multiversion};
 use crate::model::KvMemory;
@@ -31,27 +31,6 @@ pub(super) struct Tile {
     /// The same over all spans so far.
     sums: Vec<f32>,
     rows: Vec<RowState>,
-}
-
-/// The softmax of a tile row.
-#[derive(Clone, Copy, Debug)]
-struct RowState {
-    /// Largest score so far.
-    max: f32,
-    /// Sums of the weights so far, by position mod 16.
-    weight_sums: [f32; 16],
-    /// The same of the span at hand.
-    span_max: f32,
-    span_weight_sums: [f32; 16],
-}
-
-impl RowState {
-    const EMPTY: Self = Self {
-        max: f32::NEG_INFINITY,
-        weight_sums: [0.0; 16],
-        span_max: f32::NEG_INFINITY,
-        span_weight_sums: [0.0; 16],
-    };
 }
 
 impl Tile {
@@ -74,12 +53,6 @@ fn grow(vec: &mut Vec<f32>, len: usize) {
     }
 }
 
-/// What a row at `position` sees.
-fn visible(position: usize, window: Option<usize>) -> Range<usize> {
-    let end = position + 1;
-    window.map_or(0, |window| end.saturating_sub(window.max(1)))..end
-}
-
 multiversion! {
     /// Attention of the rows of `item`, written to their rows of `out`.
     pub(super) fn attend<E: KvElement>(
@@ -97,11 +70,10 @@ fn attend_generic<V: Lanes, E: KvElement>(
     tile: &mut Tile,
     out: &DisjointMut<'_, f32>,
 ) {
-    let last = item.position + item.num_rows - 1;
-    let seen = visible(item.position, task.op.sliding_window).start..last + 1;
+    let seen = item.seen(task.op);
     for kv_head in item.kv_heads.clone() {
         start_head::<V>(task, (item, kv_head), tile);
-        for span in seen.start / SPAN..=last / SPAN {
+        for span in spans(&seen) {
             let span = Span::<E>::new(task, (item, kv_head), (span, &seen));
             // What is read next, if this item goes on: while few rows multiply, memory is what they wait for.
             let next = if span.range.end < seen.end {
@@ -113,6 +85,7 @@ fn attend_generic<V: Lanes, E: KvElement>(
                 .filter(|_| is_bound_by_memory(task, item))
                 .map(|(kv_head, span)| Span::new(task, (item, kv_head), (span, &seen)));
             attend_span::<V, E>(task, item, tile, (&span, next.as_ref()));
+            join_span::<V>(task, item, tile, &span.range);
         }
         finish_head::<V>(task, (item, kv_head), tile, out);
     }
@@ -222,8 +195,8 @@ fn attend_span<V: Lanes, E: KvElement>(
 ) {
     let layout = task.kv.layout();
     let (group, key_dim, value_dim) = (task.group(), layout.key_dim as usize, layout.value_dim as usize);
-    let (num_rows, width) = (item.num_rows * group, value_dim.next_multiple_of(16));
-    let Span { range: span, first_position, num_blocks, keys, values } = span;
+    let num_rows = item.num_rows * group;
+    let Span { range, first_position, num_blocks, keys, values } = span;
     let (first_position, num_blocks) = (*first_position, *num_blocks);
     let loaded = first_position..first_position + num_blocks * BLOCK_TOKENS;
     if is_bound_by_memory(task, item) {
@@ -239,93 +212,118 @@ fn attend_span<V: Lanes, E: KvElement>(
         next.keys[..next.num_blocks].iter().for_each(|keys| prefetch::<V, _>(keys));
     }
 
-    // What each row sees of the span, relative to its start; and what all see.
-    let seen_by = |row: usize| {
-        let seen = visible(item.position + row, task.op.sliding_window);
-        seen.start.clamp(span.start, span.end) - span.start..seen.end.clamp(span.start, span.end) - span.start
-    };
-    let (first_seen, last_seen) = (seen_by(0), seen_by(item.num_rows - 1));
-    let common = last_seen.start..first_seen.end.max(last_seen.start);
     // All rows' largest scores before all rows' weights: a row's are one long chain, those of several rows overlap.
     for row in 0..num_rows {
         let weights = &mut tile.weights[row * SPAN..(row + 1) * SPAN];
-        tile.rows[row].span_max = hide_unseen::<V>(weights, &loaded, seen_by(row / group));
+        tile.rows[row].span_max = hide_unseen::<V>(weights, &loaded, item.seen_by(row / group, task.op, range));
     }
     for row in 0..num_rows {
         let (weights, _) = tile.weights[row * SPAN..(row + 1) * SPAN][loaded.clone()].as_chunks_mut::<16>();
         weigh::<V>(weights, &mut tile.rows[row]);
     }
     let values = SpanValues { blocks: &values[..num_blocks], first_position, value_dim };
-    let sums = &mut tile.span_sums[..num_rows * width];
+    sum_values::<V, E>((task, item), range, tile, values);
+}
+
+/// Σ p v of the span: the positions that all rows see for all rows at once, before and after them those that a row alone sees.
+#[inline(always)]
+fn sum_values<V: Lanes, E: KvElement>(
+    (task, item): (&AttentionTask<'_>, &Item<'_>),
+    range: &Range<usize>,
+    tile: &mut Tile,
+    values: SpanValues<'_, E>,
+) {
+    let (group, width) = (task.group(), values.value_dim.next_multiple_of(16));
+    let seen_by = |row: usize| item.seen_by(row, task.op, range);
+    let (first_seen, last_seen) = (seen_by(0), seen_by(item.num_rows - 1));
+    let common = last_seen.start..first_seen.end.max(last_seen.start);
+    let sums = &mut tile.span_sums[..item.num_rows * group * width];
     sums.fill(0.0);
-    let of_row = |row: usize| (row * group * SPAN, row * group * width..(row + 1) * group * width);
-    for row in 0..item.num_rows {
-        let (first, own) = of_row(row);
+    for (row, own) in sums.chunks_exact_mut(group * width).enumerate() {
         let seen = seen_by(row);
-        add_weighted::<V, E>(&tile.weights[first..], values, seen.start..seen.end.min(common.start), &mut sums[own]);
+        let weights = &tile.weights[row * group * SPAN..];
+        add_weighted::<V, E>(weights, values, seen.start..seen.end.min(common.start), own);
     }
     add_weighted::<V, E>(&tile.weights, values, common.clone(), sums);
-    for row in 0..item.num_rows {
-        let (first, own) = of_row(row);
+    for (row, own) in sums.chunks_exact_mut(group * width).enumerate() {
         let seen = seen_by(row);
-        add_weighted::<V, E>(&tile.weights[first..], values, seen.start.max(common.end)..seen.end, &mut sums[own]);
-    }
-    for row in (0..num_rows).filter(|row| !seen_by(row / group).is_empty()) {
-        join::<V>(
-            &mut tile.rows[row],
-            &tile.span_sums[row * width..(row + 1) * width],
-            &mut tile.sums[row * width..(row + 1) * width],
-        );
+        let weights = &tile.weights[row * group * SPAN..];
+        add_weighted::<V, E>(weights, values, seen.start.max(common.end)..seen.end, own);
     }
 }
 
-/// Sets the scores of positions that the row does not see to -inf, and returns the largest of the others.
+/// Joins the span at hand to those before it, for the rows that see some of it.
 #[inline(always)]
-fn hide_unseen<V: Lanes>(scores: &mut [f32], loaded: &Range<usize>, seen: Range<usize>) -> f32 {
-    if seen.is_empty() {
-        scores[loaded.clone()].fill(f32::NEG_INFINITY);
-        return f32::NEG_INFINITY;
+fn join_span<V: Lanes>(task: &AttentionTask<'_>, item: &Item<'_>, tile: &mut Tile, range: &Range<usize>) {
+    let (group, width) = (task.group(), (task.kv.layout().value_dim as usize).next_multiple_of(16));
+    let Tile { rows, span_sums, sums, .. } = tile;
+    let sums = span_sums.chunks_exact(width).zip(sums.chunks_exact_mut(width));
+    for (row, (state, (span_sums, sums))) in rows[..item.num_rows * group].iter_mut().zip(sums).enumerate() {
+        if !item.seen_by(row / group, task.op, range).is_empty() {
+            join::<V>(state, span_sums, sums);
+        }
     }
-    scores[loaded.start..seen.start].fill(f32::NEG_INFINITY);
-    scores[seen.end..loaded.end].fill(f32::NEG_INFINITY);
-    let (scores, _) = scores[loaded.clone()].as_chunks::<16>();
-    let mut max = V::splat(f32::NEG_INFINITY);
-    for block in scores {
-        max = V::load(block).max(max);
-    }
-    max.largest()
 }
 
-/// Scores into weights relative to the span's largest score.
-#[inline(always)]
-fn weigh<V: Lanes>(weights: &mut [[f32; 16]], state: &mut RowState) {
-    let max = V::splat(state.span_max);
-    let mut sum = V::splat(0.0);
-    for block in weights {
-        let weight = exp(V::load(block).sub(max));
-        sum = sum.add(weight);
-        weight.store(block);
-    }
-    sum.store(&mut state.span_weight_sums);
+/// One span of an item, kept apart until its neighbours are done.
+pub(super) struct Part<'a> {
+    /// Index of the span.
+    pub(super) span: usize,
+    /// A state for each tile row.
+    pub(super) rows: &'a mut [RowState],
+    /// `[tile rows, value_dim up to 16]`: Σ p v.
+    pub(super) sums: &'a mut [f32],
 }
 
-/// Joins the span at hand to those before it.
+multiversion! {
+    /// Works on one span of `item`, which has one kv head, and leaves what came out in `part`.
+    pub(super) fn attend_part<E: KvElement>(task: &AttentionTask<'_>, item: &Item<'_>, tile: &mut Tile, part: Part<'_>) = attend_part_generic
+}
+
 #[inline(always)]
-fn join<V: Lanes>(state: &mut RowState, span_sums: &[f32], sums: &mut [f32]) {
-    if state.max == f32::NEG_INFINITY {
-        // The first span that the row sees.
-        sums.copy_from_slice(span_sums);
-        (state.max, state.weight_sums) = (state.span_max, state.span_weight_sums);
-        return;
+fn attend_part_generic<V: Lanes, E: KvElement>(
+    task: &AttentionTask<'_>,
+    item: &Item<'_>,
+    tile: &mut Tile,
+    part: Part<'_>,
+) {
+    let head = (item, item.kv_heads.start);
+    start_head::<V>(task, head, tile);
+    let span = Span::<E>::new(task, head, (part.span, &item.seen(task.op)));
+    attend_span::<V, E>(task, item, tile, (&span, None));
+    part.rows.copy_from_slice(&tile.rows[..part.rows.len()]);
+    part.sums.copy_from_slice(&tile.span_sums[..part.sums.len()]);
+}
+
+multiversion! {
+    /// Joins the spans of `item`, which has one kv head, in order, and writes its rows of `out`. `rows` and `sums` are those of its [`Part`]s.
+    pub(super) fn join_parts(
+        task: &AttentionTask<'_>,
+        item: &Item<'_>,
+        tile: &mut Tile,
+        parts: (&[RowState], &[f32]),
+        out: &DisjointMut<'_, f32>,
+    ) = join_parts_generic
+}
+
+#[inline(always)]
+fn join_parts_generic<V: Lanes>(
+    task: &AttentionTask<'_>,
+    item: &Item<'_>,
+    tile: &mut Tile,
+    (rows, sums): (&[RowState], &[f32]),
+    out: &DisjointMut<'_, f32>,
+) {
+    let head = (item, item.kv_heads.start);
+    let spans = spans(&item.seen(task.op));
+    let (num_rows, num_sums) = (rows.len() / spans.len(), sums.len() / spans.len());
+    start_head::<V>(task, head, tile);
+    for (span, (rows, sums)) in spans.zip(rows.chunks_exact(num_rows).zip(sums.chunks_exact(num_sums))) {
+        for (state, part) in tile.rows.iter_mut().zip(rows) {
+            (state.span_max, state.span_weight_sums) = (part.span_max, part.span_weight_sums);
+        }
+        tile.span_sums[..num_sums].copy_from_slice(sums);
+        join_span::<V>(task, item, tile, &(span * SPAN..(span + 1) * SPAN));
     }
-    let max = if state.span_max > state.max { state.span_max } else { state.max };
-    let before = exp(V::splat(state.max).sub(V::splat(max)));
-    let span = exp(V::splat(state.span_max).sub(V::splat(max)));
-    let (weight_sums, span_weight_sums) = (V::load(&state.weight_sums), V::load(&state.span_weight_sums));
-    span_weight_sums.mul_add(span, weight_sums.mul(before)).store(&mut state.weight_sums);
-    let (sums, _) = sums.as_chunks_mut::<16>();
-    for (sums, span_sums) in sums.iter_mut().zip(span_sums.as_chunks::<16>().0) {
-        V::load(span_sums).mul_add(span, V::load(sums).mul(before)).store(sums);
-    }
-    state.max = max;
+    finish_head::<V>(task, head, tile, out);
 }
