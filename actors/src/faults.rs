@@ -3,7 +3,7 @@
 //! They come from `[testing]` in the configuration or are thrown at run time by [`crate::cluster::Cluster::inject`]; without any, each check
 //! is one load of an atomic.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -18,6 +18,13 @@ pub enum Fault {
     /// An actor panics when it handles its n-th message.
     PanicActor {
         /// Its name in the supervision tree, such as `device-0/prefill`.
+        actor: String,
+        /// Counted from 1, over all its restarts.
+        message: u64,
+    },
+    /// Every reader goes away when an actor handles its n-th message.
+    LoseReaders {
+        /// The actor's name in the supervision tree.
         actor: String,
         /// Counted from 1, over all its restarts.
         message: u64,
@@ -78,6 +85,15 @@ pub enum StepFault {
     Hang(Duration),
 }
 
+/// What happens when an actor handles a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageFault {
+    /// It panics.
+    Panic,
+    /// Every reader goes away.
+    LoseReaders,
+}
+
 /// What happens to a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameFault {
@@ -99,8 +115,9 @@ pub struct FaultSwitches {
 #[derive(Debug, Default)]
 struct State {
     faults: Vec<Fault>,
-    messages: std::collections::BTreeMap<String, u64>,
-    steps: std::collections::BTreeMap<String, u64>,
+    /// Counted while any fault is armed.
+    messages: BTreeMap<String, u64>,
+    steps: BTreeMap<String, u64>,
     /// Actors and engines to be killed by name, at their next message or step.
     doomed: BTreeSet<String>,
 }
@@ -124,26 +141,27 @@ impl FaultSwitches {
         self.armed.store(true, Ordering::Release);
     }
 
-    /// To be called by each actor for each message.
-    ///
-    /// # Panics
-    /// If a switch says so.
-    #[expect(clippy::panic, reason = "this is what the switch is for")]
-    pub fn on_message(&self, actor: &str) {
+    /// To be called by each actor for each message that is not the clock's.
+    pub fn on_message(&self, actor: &str) -> Option<MessageFault> {
         if !self.armed.load(Ordering::Acquire) {
-            return;
+            return None;
         }
-        let dies = {
-            let mut state = self.state();
-            let count = state.messages.entry(actor.to_owned()).or_default();
-            *count += 1;
-            let count = *count;
-            let is_due = |fault: &Fault| matches!(fault, Fault::PanicActor { actor: name, message } if name == actor && *message == count);
-            state.faults.iter().any(is_due) || state.doomed.remove(actor)
-        };
-        if dies {
-            panic!("fault switch: {actor} panics");
+        let mut state = self.state();
+        let count = state.messages.entry(actor.to_owned()).or_default();
+        *count += 1;
+        let count = *count;
+        if state.doomed.remove(actor) {
+            return Some(MessageFault::Panic);
         }
+        state.faults.iter().find_map(|fault| match fault {
+            Fault::PanicActor { actor: name, message } if name == actor && *message == count => {
+                Some(MessageFault::Panic)
+            }
+            Fault::LoseReaders { actor: name, message } if name == actor && *message == count => {
+                Some(MessageFault::LoseReaders)
+            }
+            _ => None,
+        })
     }
 
     /// To be called before each step with the engine's name (`device-0/engine`) and whether a sequence contains a run of tokens.

@@ -1,4 +1,5 @@
 //! A cluster serves: the same tokens in every layout, at any concurrency, and every block back at the end.
+#![allow(clippy::unwrap_used, reason = "a test's helper fails as its test does")]
 
 mod world;
 

@@ -11,7 +11,7 @@ use super::slot::Slot;
 use super::tree::SupervisionTree;
 use crate::coordinator::{ClusterMap, CoordinatorMessage};
 use crate::device::DevicePort;
-use crate::faults::FaultSwitches;
+use crate::faults::{FaultSwitches, MessageFault};
 use crate::gateway::{GatewayMessage, Keeper};
 use crate::policy::routing::Disaggregate;
 use crate::router::RouterMessage;
@@ -59,6 +59,19 @@ impl Directory {
     /// The device, if there is one of that id.
     pub(crate) fn device(&self, device: DeviceId) -> Option<&Arc<DevicePort>> {
         self.devices.get(&device)
+    }
+
+    /// Each actor calls it for each message that is not the clock's, so that the fault switches can have their way.
+    ///
+    /// # Panics
+    /// If a switch says so.
+    #[expect(clippy::panic, reason = "this is what the switch is for")]
+    pub(crate) fn on_message(&self, actor: &str) {
+        match self.faults.on_message(actor) {
+            None => {}
+            Some(MessageFault::LoseReaders) => self.keeper.abandon_all(self),
+            Some(MessageFault::Panic) => panic!("fault switch: {actor} panics"),
+        }
     }
 
     /// The last map that was published.

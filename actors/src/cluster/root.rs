@@ -1,7 +1,6 @@
 //! The root of the supervision tree: parent of the coordinator, the router, the gateway, and a supervisor for each device.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 use relevo_wire::DeviceId;
@@ -18,9 +17,6 @@ use crate::router::{self, RouterActor};
 
 /// Name in the supervision tree.
 pub(super) const NAME: &str = "root";
-
-/// How long a killed supervisor may take to be gone: it ends at its next await.
-const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The root's actor.
 pub(super) struct RootActor;
@@ -81,7 +77,7 @@ impl Actor for RootActor {
         RootMessage::Poke: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        state.arguments.directory.faults.on_message(NAME);
+        state.arguments.directory.on_message(NAME);
         Ok(())
     }
 
@@ -164,10 +160,7 @@ impl RootState {
             return Err(format!("{device} is unknown").into());
         };
         // One that was killed with an earlier root must not connect an engine behind our back.
-        if let Some(predecessor) = port.supervisor.find() {
-            // An error says that it has ended.
-            let _ = predecessor.kill_and_wait(Some(PREDECESSOR_PATIENCE)).await;
-        }
+        port.supervisor.kill().await;
         directory.tree.started(&port.tree_name(), Some(NAME));
         let arguments = SupervisorArguments {
             directory: Arc::clone(directory),

@@ -66,7 +66,9 @@ impl Actor for CoordinatorActor {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        state.directory.faults.on_message(NAME);
+        if matches!(message, CoordinatorMessage::Poke) {
+            state.directory.on_message(NAME);
+        }
         match message {
             CoordinatorMessage::Heartbeat(heartbeat) => state.handle(CoordinatorEvent::Heartbeat(heartbeat)),
             CoordinatorMessage::Left(device) => state.handle(CoordinatorEvent::Left(device)),

@@ -74,7 +74,9 @@ impl Actor for DecodeActor {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        state.directory.faults.on_message(&state.name);
+        if !matches!(message, DecodeMessage::Tick) {
+            state.directory.on_message(&state.name);
+        }
         match message {
             DecodeMessage::Event(event) => state.handle(event),
             DecodeMessage::Tick => state.tick(),

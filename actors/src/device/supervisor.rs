@@ -104,7 +104,9 @@ impl Actor for DeviceSupervisor {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        state.arguments.directory.faults.on_message(&state.arguments.port.tree_name());
+        if !matches!(message, SupervisorMessage::Heartbeat) {
+            state.arguments.directory.on_message(&state.arguments.port.tree_name());
+        }
         match message {
             SupervisorMessage::EngineEnded { epoch, stepping, reason } => {
                 if epoch == state.arguments.port.epoch() {
@@ -183,9 +185,7 @@ impl SupervisorState {
         myself: &ActorRef<SupervisorMessage>,
         stepping: &[SequenceId],
     ) -> Result<(), ActorProcessingErr> {
-        for (_, role) in std::mem::take(&mut self.roles) {
-            role.kill();
-        }
+        self.roles.clear();
         self.begin_epoch(stepping).await?;
         self.start_roles(myself).await?;
         self.heartbeat();
@@ -196,6 +196,9 @@ impl SupervisorState {
     async fn begin_epoch(&mut self, stepping: &[SequenceId]) -> Result<(), ActorProcessingErr> {
         let SupervisorArguments { directory, port, spec, tokens } = &self.arguments;
         let remains = port.disconnect();
+        // Only when nobody takes sequences any more can be said which are lost: what is sent here from now on comes back undelivered.
+        port.prefill.kill().await;
+        port.decode.kill().await;
         port.landing.close_all();
         port.routes.close_all();
         self.heartbeat();

@@ -287,6 +287,11 @@ impl Keeper {
         }
     }
 
+    /// As if every reader had gone.
+    pub(crate) fn abandon_all(&self, directory: &Directory) {
+        self.select(|_| true).into_iter().for_each(|sequence| self.abandon(directory, sequence));
+    }
+
     /// All streams, for a router that has just begun.
     pub(crate) fn snapshot(&self) -> Vec<Kept> {
         let mut kept: Vec<_> = self.streams.iter().map(|live| live.keep()).collect();

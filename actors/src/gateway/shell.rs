@@ -76,7 +76,7 @@ impl Actor for GatewayActor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             GatewayMessage::Poke => {
-                state.directory.faults.on_message(NAME);
+                state.directory.on_message(NAME);
                 Ok(())
             }
             GatewayMessage::TaskEnded => Err("a task of the gateway has ended".into()),

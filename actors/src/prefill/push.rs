@@ -75,11 +75,12 @@ impl PushRoutes {
 
 /// What a pusher needs.
 pub(crate) struct Pusher {
-    pub(crate) link: FrameSender,
+    /// The way in of the decode device: asked for each frame, since a restarted device has a new one.
+    pub(crate) link: Box<dyn Fn() -> Option<FrameSender> + Send + Sync>,
     pub(crate) layout: KvLayout,
     pub(crate) faults: Arc<FaultSwitches>,
     /// Told when a sequence's blocks cannot be delivered.
-    pub(crate) failed: Box<dyn Fn(SequenceId, LeaseId) + Send + Sync>,
+    pub(crate) failed: Box<dyn Fn(SequenceId) + Send + Sync>,
 }
 
 impl Pusher {
@@ -92,7 +93,7 @@ impl Pusher {
                     PushError::LeaseGone => metrics::counter!("relevo_lease_gone_total").increment(1),
                     error => tracing::warn!(%sequence, %lease, %error, "blocks could not be pushed"),
                 }
-                (self.failed)(sequence, lease);
+                (self.failed)(sequence);
             }
         }
     }
@@ -101,16 +102,17 @@ impl Pusher {
         let header = self.header(&job).ok_or(PushError::Mismatch)?;
         let mut resends = 0;
         loop {
+            let link = (self.link)().ok_or(PushError::Closed)?;
             let frame = Frame::new(&header, job.blocks.clone()).map_err(PushError::Malformed)?;
             let num_bytes = frame.payload_bytes();
-            match self.send(frame).await {
+            match self.send(&link, frame).await {
                 Ok(()) => {
-                    metrics::counter!("relevo_kv_bytes_handed_over_total", "carrier" => self.link.carrier())
+                    metrics::counter!("relevo_kv_bytes_handed_over_total", "carrier" => link.carrier())
                         .increment(num_bytes as u64);
                     return Ok(());
                 }
                 Err(PushError::Corrupt { index }) if resends < MAX_RESENDS => {
-                    metrics::counter!("relevo_kv_blocks_corrupt_total", "carrier" => self.link.carrier()).increment(1);
+                    metrics::counter!("relevo_kv_blocks_corrupt_total", "carrier" => link.carrier()).increment(1);
                     tracing::warn!(sequence = %job.sequence, index, "a block was damaged on its way, and is sent again");
                     resends += 1;
                 }
@@ -119,13 +121,13 @@ impl Pusher {
         }
     }
 
-    async fn send(&self, frame: Frame) -> Result<(), PushError> {
+    async fn send(&self, link: &FrameSender, frame: Frame) -> Result<(), PushError> {
         let frame = match self.faults.on_frame() {
             None => frame,
             Some(FrameFault::Drop) => return Ok(()),
             Some(FrameFault::Corrupt) => damaged(frame),
         };
-        self.link.push(frame, PUSH_DEADLINE).await
+        link.push(frame, PUSH_DEADLINE).await
     }
 
     fn header(&self, job: &PushJob) -> Option<KvBlocksHeader> {

@@ -73,7 +73,9 @@ impl Actor for PrefillActor {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        state.directory.faults.on_message(&state.name);
+        if !matches!(message, PrefillMessage::Event(PrefillEvent::Tick)) {
+            state.directory.on_message(&state.name);
+        }
         if let PrefillMessage::Event(event) = message {
             state.handle(event);
         }
@@ -144,15 +146,18 @@ impl PrefillState {
         if let Some(jobs) = self.pushers.get(&decode).filter(|jobs| !jobs.is_closed()) {
             return Some(jobs.clone());
         }
-        let link = self.directory.device(decode)?.inbound()?;
+        let destination = Arc::clone(self.directory.device(decode)?);
         let layout = self.port.kv_memory()?.layout();
         let (jobs, receiver) = mpsc::channel(PUSH_CAPACITY);
-        let port = Arc::clone(&self.port);
-        let failed = move |sequence, lease| {
-            let _ = port.prefill.cast(PrefillMessage::Event(PrefillEvent::PushFailed { sequence, lease }));
+        let directory = Arc::clone(&self.directory);
+        let pusher = Pusher {
+            link: Box::new(move || destination.inbound()),
+            layout,
+            faults: Arc::clone(&self.directory.faults),
+            // It may have left this actor's hands by now: only the gateway knows whether it is still wanted.
+            failed: Box::new(move |sequence| directory.keeper.lost(&directory, sequence, Loss::Elsewhere)),
         };
-        let faults = Arc::clone(&self.directory.faults);
-        self.tasks.spawn(Pusher { link, layout, faults, failed: Box::new(failed) }.run(receiver));
+        self.tasks.spawn(pusher.run(receiver));
         self.pushers.insert(decode, jobs.clone());
         Some(jobs)
     }

@@ -264,7 +264,8 @@ impl RouterCore {
     }
 
     fn refused(&mut self, sequence: SequenceId, now: Instant64) {
-        let Some(in_flight) = self.workers.in_flight(sequence) else { return };
+        // One that has started has had its lease.
+        let Some(in_flight) = self.workers.in_flight(sequence).filter(|in_flight| !in_flight.started) else { return };
         let refusal = self.refused.entry(sequence).or_insert_with(|| Refusal {
             by: BTreeSet::new(),
             last: now,

@@ -94,7 +94,9 @@ impl Actor for RouterActor {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        state.directory.faults.on_message(NAME);
+        if !matches!(message, RouterMessage::Tick | RouterMessage::Map(_)) {
+            state.directory.on_message(NAME);
+        }
         match message {
             RouterMessage::Submit { request, admitted, suspect } => {
                 state.handle(RouterEvent::Submit { request, admitted, suspect });
@@ -165,6 +167,7 @@ impl RouterState {
             return;
         }
         self.map = (map.term, map.version);
+        tracing::debug!(?map, "adopts the cluster map");
         let workers = map.devices.iter().filter(|entry| entry.standing == Standing::Serving).map(worker).collect();
         self.handle(RouterEvent::Workers(workers));
     }

@@ -32,7 +32,7 @@ struct Worker {
 pub(super) struct InFlight {
     pub(super) request: Arc<GenerateRequest>,
     pub(super) route: Route,
-    started: bool,
+    pub(super) started: bool,
     /// Nobody else may join it on its prefill device until it has started.
     exclusive: bool,
 }

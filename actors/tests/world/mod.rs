@@ -1,5 +1,6 @@
 //! A cluster over scripted models, for the tests of this folder.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's helper fails as its test does")]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use relevo_wire::{
 use tokio::time::timeout;
 
 /// Longest wait for anything: long for two busy cores, short for a person.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub const BOTH: &[DeviceRole] = &[DeviceRole::Prefill, DeviceRole::Decode];
 pub const PREFILL: &[DeviceRole] = &[DeviceRole::Prefill];
@@ -44,6 +45,7 @@ pub fn options(layout: Layout) -> ClusterOptions {
 }
 
 pub fn options_of(layout: Layout, shape: ScriptedOptions) -> ClusterOptions {
+    show_traces();
     let device = |name: &str, roles| DeviceSpec::new(name, roles, move || Ok(Box::new(ScriptedModel::new(shape))));
     let (devices, disaggregate) = match layout {
         Layout::Combined => (vec![device("cpu0", BOTH)], Disaggregate::Never),
@@ -58,6 +60,13 @@ pub fn options_of(layout: Layout, shape: ScriptedOptions) -> ClusterOptions {
         faults: Some(Vec::new()),
         ..ClusterOptions::new(devices)
     }
+}
+
+/// Shows what the actors say, as `RUST_LOG` wishes, when a test fails.
+fn show_traces() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    // The second test of a process finds it done.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
 }
 
 pub async fn start(layout: Layout) -> Cluster {
@@ -100,9 +109,21 @@ pub struct Outcome {
 /// # Panics
 /// If it breaks the rules: a gap, a repeat, an event after the last, no last event.
 pub async fn read(stream: &mut SequenceStream) -> Outcome {
+    read_on(None, stream).await
+}
+
+/// As [`read`], of a stream whose first event was taken.
+///
+/// # Panics
+/// As [`read`].
+pub async fn read_on(mut first: Option<StreamEvent>, stream: &mut SequenceStream) -> Outcome {
     let mut tokens = Vec::new();
     loop {
-        match timeout(PATIENCE, stream.next()).await.expect("a stream stands still") {
+        let event = match first.take() {
+            None => timeout(PATIENCE, stream.next()).await.expect("a stream stands still"),
+            first => first,
+        };
+        match event {
             Some(StreamEvent::Token { index, token, .. }) => {
                 assert_eq!(index as usize, tokens.len(), "tokens come one by one");
                 tokens.push(token);
@@ -117,6 +138,14 @@ pub async fn read(stream: &mut SequenceStream) -> Outcome {
             None => panic!("a stream was cut"),
         }
     }
+}
+
+/// Reads a stream to its end or to where it was cut.
+///
+/// # Panics
+/// If it does neither.
+pub async fn read_until_cut(stream: &mut SequenceStream) {
+    while timeout(PATIENCE, stream.next()).await.expect("a stream stands still").is_some() {}
 }
 
 pub async fn serve(cluster: &Cluster, request: GenerateRequest) -> Outcome {

@@ -1,1 +1,121 @@
-//! Tests of the core.
+//! The coordinator: who is in the map, when one is suspected, what a successor knows.
+
+use super::*;
+
+const LIMITS: CoordinatorLimits = CoordinatorLimits {
+    silence: Duration::from_millis(500),
+    no_progress: Duration::from_secs(2),
+    tick: Duration::from_millis(100),
+};
+
+fn facts(device: u32, epoch: u64) -> DeviceFacts {
+    let roles = vec![DeviceRole::Prefill, DeviceRole::Decode];
+    let name = format!("cpu{device}");
+    DeviceFacts { device: DeviceId(device), name, roles, epoch: Epoch(epoch), num_blocks: 10, max_context: 100 }
+}
+
+fn heartbeat(device: u32, epoch: u64, progress: u64, busy: bool) -> Heartbeat {
+    Heartbeat { facts: facts(device, epoch), serving: true, progress, busy, map: (0, MapVersion(0)) }
+}
+
+struct World {
+    core: CoordinatorCore,
+    now: Instant64,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { core: CoordinatorCore::new(LIMITS), now: Instant64(1_000_000_000) }
+    }
+
+    fn say(&mut self, event: CoordinatorEvent) -> Vec<CoordinatorEffect> {
+        let mut effects = Vec::new();
+        self.core.handle(event, self.now, &mut effects);
+        effects
+    }
+
+    /// Time goes by in ticks; `each` speaks at every one.
+    fn pass(&mut self, ticks: u32, mut each: impl FnMut(u32) -> Option<Heartbeat>) -> Vec<CoordinatorEffect> {
+        let mut effects = Vec::new();
+        for tick in 0..ticks {
+            self.now = self.now + LIMITS.tick;
+            if let Some(heartbeat) = each(tick) {
+                effects.extend(self.say(CoordinatorEvent::Heartbeat(heartbeat)));
+            }
+            effects.extend(self.say(CoordinatorEvent::Tick));
+        }
+        effects
+    }
+
+    fn standing(&self, device: u32) -> Option<Standing> {
+        self.core.map().devices.iter().find(|entry| entry.facts.device.0 == device).map(|entry| entry.standing)
+    }
+}
+
+#[test]
+fn a_change_is_published_once_under_a_version_that_grows() {
+    let mut world = World::new();
+    let effects = world.say(CoordinatorEvent::Heartbeat(heartbeat(0, 1, 0, false)));
+    assert!(matches!(&effects[..], [CoordinatorEffect::Publish(map)] if map.version == MapVersion(1)));
+    assert_eq!(world.say(CoordinatorEvent::Heartbeat(heartbeat(0, 1, 5, false))), []);
+    let effects = world.say(CoordinatorEvent::Heartbeat(heartbeat(1, 1, 0, false)));
+    assert!(matches!(&effects[..], [CoordinatorEffect::Publish(map)] if map.version == MapVersion(2)));
+    world.say(CoordinatorEvent::Left(DeviceId(0)));
+    assert_eq!((world.standing(0), world.standing(1)), (None, Some(Standing::Serving)));
+}
+
+#[test]
+fn a_heartbeat_of_an_older_epoch_is_not_listened_to() {
+    let mut world = World::new();
+    world.say(CoordinatorEvent::Heartbeat(heartbeat(0, 3, 0, false)));
+    assert_eq!(world.say(CoordinatorEvent::Heartbeat(heartbeat(0, 2, 0, false))), []);
+    assert_eq!(world.core.map().devices[0].facts.epoch, Epoch(3));
+}
+
+#[test]
+fn silence_makes_a_device_suspected_and_a_word_clears_it() {
+    let mut world = World::new();
+    world.say(CoordinatorEvent::Heartbeat(heartbeat(0, 1, 0, false)));
+    assert_eq!(world.pass(4, |_| None), []);
+    let effects = world.pass(1, |_| None);
+    assert!(effects.contains(&CoordinatorEffect::Suspect(DeviceId(0))));
+    assert_eq!(world.standing(0), Some(Standing::Suspected));
+    world.say(CoordinatorEvent::Heartbeat(heartbeat(0, 1, 0, false)));
+    assert_eq!(world.standing(0), Some(Standing::Serving));
+}
+
+#[test]
+fn a_busy_engine_without_progress_is_suspected_under_a_live_runtime_and_only_progress_clears_it() {
+    let mut world = World::new();
+    world.pass(30, |tick| Some(heartbeat(0, 1, u64::from(tick), true)));
+    assert_eq!(world.standing(0), Some(Standing::Serving));
+    world.pass(25, |_| Some(heartbeat(0, 1, 29, true)));
+    assert_eq!(world.standing(0), Some(Standing::Suspected));
+    world.pass(3, |_| Some(heartbeat(0, 1, 29, true)));
+    assert_eq!(world.standing(0), Some(Standing::Suspected));
+    world.pass(1, |_| Some(heartbeat(0, 1, 30, true)));
+    assert_eq!(world.standing(0), Some(Standing::Serving));
+    world.pass(50, |_| Some(heartbeat(0, 1, 30, false)));
+    assert_eq!(world.standing(0), Some(Standing::Serving), "an idle engine makes no progress and is not to blame");
+}
+
+#[test]
+fn an_observer_that_slept_does_not_take_it_for_the_silence_of_others() {
+    let mut world = World::new();
+    world.pass(3, |_| Some(heartbeat(0, 1, 0, false)));
+    world.now = world.now + Duration::from_secs(10);
+    assert_eq!(world.say(CoordinatorEvent::Tick), []);
+    assert_eq!(world.standing(0), Some(Standing::Serving));
+    assert!(world.pass(6, |_| None).contains(&CoordinatorEffect::Suspect(DeviceId(0))));
+}
+
+#[test]
+fn a_successor_listens_first_and_goes_on_in_a_higher_term() {
+    let mut world = World::new();
+    let seen = |device| Heartbeat { map: (3, MapVersion(9)), ..heartbeat(device, 1, 0, false) };
+    assert_eq!(world.pass(1, |_| Some(seen(0))), []);
+    assert_eq!(world.pass(1, |_| Some(seen(1))), []);
+    let effects = world.pass(6, |tick| Some(seen(tick % 2)));
+    let [CoordinatorEffect::Publish(map)] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!((map.term, map.devices.len()), (4, 2));
+}

@@ -1,1 +1,236 @@
-//! Tests of the core.
+//! The router against a model: whatever happens, each sequence is in one place, nobody is forgotten, no worker is overfull.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use relevo_wire::{RequestId, SamplingParams, TenantId};
+
+use super::*;
+
+const LIMITS: RouterLimits =
+    RouterLimits { max_waiting: 6, max_running: 4, max_prefilling: 2, disaggregate: Disaggregate::Auto };
+
+fn request(id: u64) -> Arc<GenerateRequest> {
+    Arc::new(GenerateRequest {
+        sequence: SequenceId { request: RequestId(id), choice: 0, attempt: 0 },
+        tenant: TenantId(u32::try_from(id % 3).unwrap()),
+        prompt: (0..20 + u32::try_from(id).unwrap() % 200).collect(),
+        generated: Vec::new(),
+        sampling: SamplingParams::default(),
+        stop_ids: Arc::from([]),
+        max_tokens: 16,
+        top_logprobs: None,
+        prompt_logprobs: None,
+        priority: 0,
+        deadline: None,
+    })
+}
+
+fn worker(device: u32, prefill: bool, decode: bool) -> WorkerFacts {
+    let device = DeviceId(device);
+    WorkerFacts { device, epoch: Epoch(1), prefill, decode, num_blocks: 100, max_context: 1000 }
+}
+
+fn both() -> RouterEvent {
+    RouterEvent::Workers(vec![worker(0, true, true)])
+}
+
+fn submit(id: u64, suspect: bool) -> RouterEvent {
+    RouterEvent::Submit { request: request(id), admitted: suspect, suspect }
+}
+
+/// Handles events and returns what was dispatched, rejected.
+fn drive(core: &mut RouterCore, events: Vec<RouterEvent>, now: u64) -> (Vec<u64>, Vec<RequestError>) {
+    let mut effects = Vec::new();
+    for event in events {
+        core.handle(event, Instant64(now), &mut effects);
+    }
+    let mut outcome = (Vec::new(), Vec::new());
+    for effect in effects {
+        match effect {
+            RouterEffect::Dispatch { request, .. } => outcome.0.push(request.sequence.request.0),
+            RouterEffect::Reject { error, .. } => outcome.1.push(error),
+            RouterEffect::Redirect { .. } => {}
+        }
+    }
+    outcome
+}
+
+#[test]
+fn requests_wait_for_a_worker_and_go_when_there_is_one() {
+    let mut core = RouterCore::new(LIMITS);
+    assert_eq!(drive(&mut core, vec![submit(1, false), submit(2, false)], 0), (vec![], vec![]));
+    assert_eq!(drive(&mut core, vec![both()], 1).0, [1, 2]);
+}
+
+#[test]
+fn beyond_the_bound_of_the_line_requests_are_told_to_come_back() {
+    let mut core = RouterCore::new(LIMITS);
+    drive(&mut core, vec![both()], 0);
+    let (dispatched, rejected) = drive(&mut core, (0..10).map(|id| submit(id, false)).collect(), 0);
+    assert_eq!(dispatched, [0, 1]);
+    assert_eq!(rejected.len(), 2);
+    assert!(matches!(rejected[0], RequestError::QueueFull { num_waiting: 6, limit: 6, .. }));
+}
+
+#[test]
+fn what_can_never_be_served_is_refused_at_once_with_the_figures() {
+    let mut core = RouterCore::new(LIMITS);
+    let mut long = GenerateRequest::clone(&request(1));
+    long.max_tokens = 2000;
+    let long = RouterEvent::Submit { request: Arc::new(long), admitted: false, suspect: false };
+    let (_, rejected) = drive(&mut core, vec![both(), long], 0);
+    assert_eq!(rejected, [RequestError::ContextTooLong { num_tokens: 2021, max_context: 1000 }]);
+}
+
+#[test]
+fn suspects_go_one_at_a_time_and_before_all_others_until_each_has_shown_a_token() {
+    let mut core = RouterCore::new(LIMITS);
+    let sequence = |id| request(id).sequence;
+    drive(&mut core, vec![both()], 0);
+    let (dispatched, _) = drive(&mut core, vec![submit(1, true), submit(2, true), submit(3, false)], 0);
+    assert_eq!(dispatched, [1]);
+    assert_eq!(drive(&mut core, vec![RouterEvent::Started(sequence(1))], 1).0, [2]);
+    assert_eq!(drive(&mut core, vec![RouterEvent::Ended(sequence(2))], 2).0, [3]);
+}
+
+#[test]
+fn a_refused_lease_is_asked_for_elsewhere_and_then_again_after_a_while() {
+    let mut core = RouterCore::new(RouterLimits { disaggregate: Disaggregate::Always, ..LIMITS });
+    let mut effects = Vec::new();
+    let workers = vec![worker(0, true, false), worker(1, false, true), worker(2, false, true)];
+    core.handle(RouterEvent::Workers(workers), Instant64(0), &mut effects);
+    core.handle(submit(1, false), Instant64(0), &mut effects);
+    let sequence = request(1).sequence;
+    let mut asked = Vec::new();
+    for (refused, now) in [(true, 1), (true, 2), (false, 3), (false, 50_000_000)] {
+        effects.clear();
+        let event = if refused { RouterEvent::Refused(sequence) } else { RouterEvent::Tick };
+        core.handle(event, Instant64(now), &mut effects);
+        asked.extend(effects.iter().filter_map(|effect| match effect {
+            RouterEffect::Redirect { decode, .. } => Some((decode.0, now)),
+            _ => None,
+        }));
+    }
+    assert_eq!(asked, [(2, 1), (1, 50_000_000)]);
+}
+
+#[test]
+fn without_any_worker_for_long_requests_are_told_so() {
+    let mut core = RouterCore::new(LIMITS);
+    drive(&mut core, vec![submit(1, false), submit(2, true)], 0);
+    let later = Instant64(0) + NO_WORKER_PATIENCE;
+    let (_, rejected) = drive(&mut core, vec![RouterEvent::Tick], later.0);
+    assert_eq!(rejected.len(), 2);
+    assert!(rejected.iter().all(|error| matches!(error, RequestError::NoWorker { .. })));
+    assert_eq!(core.num_waiting(), 0);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Submit { id: u64, suspect: bool },
+    Started(usize),
+    Ended(usize),
+    EndedAnywhere(u64),
+    Refused(usize),
+    Workers(u8),
+    Tick(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0u64..60, prop::bool::weighted(0.2)).prop_map(|(id, suspect)| Step::Submit { id, suspect }),
+        3 => any::<usize>().prop_map(Step::Started),
+        3 => any::<usize>().prop_map(Step::Ended),
+        1 => (0u64..60).prop_map(Step::EndedAnywhere),
+        1 => any::<usize>().prop_map(Step::Refused),
+        1 => any::<u8>().prop_map(Step::Workers),
+        1 => (1u64..500).prop_map(Step::Tick),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn every_sequence_is_dispatched_or_rejected_once_and_no_worker_is_overfull(
+        steps in proptest::collection::vec(step(), 1..200),
+    ) {
+        let mut core = RouterCore::new(LIMITS);
+        let mut now = Instant64(0);
+        let mut submitted = BTreeSet::new();
+        // Of the dispatched: its devices, and whether it has started.
+        let mut running: BTreeMap<SequenceId, (Route, bool)> = BTreeMap::new();
+        let mut settled = BTreeSet::new();
+        let nth = |running: &BTreeMap<SequenceId, (Route, bool)>, n: usize| {
+            running.keys().nth(n % running.len().max(1)).copied()
+        };
+        for step in steps {
+            let event = match step {
+                Step::Submit { id, suspect } => {
+                    if !submitted.insert(request(id).sequence) {
+                        continue;
+                    }
+                    submit(id, suspect)
+                }
+                Step::Started(n) => {
+                    let Some(sequence) = nth(&running, n) else { continue };
+                    running.get_mut(&sequence).unwrap().1 = true;
+                    RouterEvent::Started(sequence)
+                }
+                Step::Ended(n) => {
+                    let Some(sequence) = nth(&running, n) else { continue };
+                    running.remove(&sequence);
+                    RouterEvent::Ended(sequence)
+                }
+                Step::EndedAnywhere(id) => {
+                    let sequence = request(id).sequence;
+                    if submitted.contains(&sequence) {
+                        settled.insert(sequence);
+                        running.remove(&sequence);
+                    }
+                    RouterEvent::Ended(sequence)
+                }
+                Step::Refused(n) => {
+                    let Some(sequence) = nth(&running, n) else { continue };
+                    RouterEvent::Refused(sequence)
+                }
+                Step::Workers(mask) => RouterEvent::Workers(
+                    (0..3).filter(|bit| mask >> bit & 1 == 1)
+                        .map(|bit| worker(bit, mask >> (3 + bit) & 1 == 0, bit != 0 || mask & 64 == 0))
+                        .collect(),
+                ),
+                Step::Tick(millis) => {
+                    now = now + Duration::from_millis(millis);
+                    RouterEvent::Tick
+                }
+            };
+            let mut effects = Vec::new();
+            core.handle(event, now, &mut effects);
+            for effect in effects {
+                match effect {
+                    RouterEffect::Dispatch { request, route } => {
+                        let sequence = request.sequence;
+                        prop_assert!(submitted.contains(&sequence));
+                        prop_assert!(settled.insert(sequence), "{} is dispatched again", sequence);
+                        running.insert(sequence, (route, false));
+                    }
+                    RouterEffect::Reject { sequence, .. } => {
+                        prop_assert!(settled.insert(sequence), "{} was dispatched and is rejected", sequence);
+                    }
+                    RouterEffect::Redirect { sequence, prefill, decode } => {
+                        let (route, started) = running.get_mut(&sequence).unwrap();
+                        prop_assert!(!*started && route.prefill == prefill);
+                        route.decode = decode;
+                    }
+                }
+            }
+            for device in (0..3).map(DeviceId) {
+                let here = |(route, started): &&(Route, bool)| route.decode == device || (route.prefill == device && !started);
+                let prefilling = running.values().filter(|(route, started)| route.prefill == device && !started).count();
+                prop_assert!(running.values().filter(here).count() <= LIMITS.max_running + 1);
+                prop_assert!(prefilling <= LIMITS.max_prefilling);
+            }
+            prop_assert_eq!(core.num_in_flight(), running.len());
+            prop_assert_eq!(core.num_waiting() + settled.len(), submitted.len());
+        }
+    }
+}
