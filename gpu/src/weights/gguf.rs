@@ -17,6 +17,9 @@ const MAX_DIMENSIONS: u32 = 4;
 /// Least bytes of an entry: a key's (empty name, type, one byte), and a tensor's (empty name, no dimensions, type, offset).
 const MIN_KEY_BYTES: usize = 13;
 const MIN_TENSOR_BYTES: usize = 24;
+/// Far above any model; each key and tensor takes several times its bytes of memory here.
+const MAX_KEYS: usize = 1 << 16;
+const MAX_TENSORS: usize = 1 << 18;
 
 /// A GGUF file's keys and tensors.
 #[derive(Clone, Debug)]
@@ -36,8 +39,8 @@ impl GgufHeader {
     pub fn parse(data: &[u8]) -> Result<Self, FormatError> {
         let mut cursor = Cursor::new(data, 0);
         let version = parse_version(&mut cursor)?;
-        let num_tensors = parse_count(&mut cursor, "tensors", MIN_TENSOR_BYTES)?;
-        let num_keys = parse_count(&mut cursor, "keys", MIN_KEY_BYTES)?;
+        let num_tensors = parse_count(&mut cursor, "tensors", MIN_TENSOR_BYTES, MAX_TENSORS)?;
+        let num_keys = parse_count(&mut cursor, "keys", MIN_KEY_BYTES, MAX_KEYS)?;
         let metadata = MetadataIndex::parse(&mut cursor, data, num_keys)?;
         let alignment = alignment(metadata.with_data(data))?;
         let announced =
@@ -70,9 +73,9 @@ fn parse_version(cursor: &mut Cursor<'_>) -> Result<u32, FormatError> {
     }
 }
 
-fn parse_count(cursor: &mut Cursor<'_>, what: &str, min_bytes: usize) -> Result<u64, FormatError> {
+fn parse_count(cursor: &mut Cursor<'_>, what: &str, min_bytes: usize, limit: usize) -> Result<u64, FormatError> {
     let count = cursor.u64(&|| format!("the number of {what}"))?;
-    let most = (cursor.remaining() / min_bytes) as u64;
+    let most = (cursor.remaining() / min_bytes).min(limit) as u64;
     if count > most {
         return Err(FormatError::Count { what: what.to_owned(), count, most });
     }
