@@ -1,0 +1,87 @@
+//! The KV pool as those see it who move blocks: bytes in, the same bytes out, without a copy, from any thread.
+
+use std::sync::Arc;
+
+use relevo_gpu::cpu::KvPool;
+use relevo_gpu::model::KvMemory;
+use relevo_wire::{BlockIndex, ElementType, KvLayout, LayerIndex};
+
+/// 3 × (10 + 6) × 16 halves: no multiple of a cache line's worth of heads.
+const LAYOUT: KvLayout =
+    KvLayout { num_layers: 3, num_kv_heads: 1, key_dim: 5, value_dim: 3, element: ElementType::F16 };
+
+fn pattern(layer: u32, block: u32) -> Vec<u8> {
+    (0..LAYOUT.layer_block_bytes()).map(|i| (i * 7 + layer as usize * 31 + block as usize * 131) as u8).collect()
+}
+
+fn cells(num_blocks: u32) -> impl Iterator<Item = (u32, u32)> {
+    (0..LAYOUT.num_layers).flat_map(move |layer| (0..num_blocks).map(move |block| (layer, block)))
+}
+
+#[test]
+fn every_layer_of_every_block_keeps_its_own_bytes() {
+    let pool = KvPool::new(LAYOUT, 5).unwrap();
+    assert_eq!((pool.num_blocks(), pool.layout()), (5, LAYOUT));
+    for (layer, block) in cells(5) {
+        assert!(pool.read(LayerIndex(layer), BlockIndex(block)).iter().all(|&byte| byte == 0), "zeros at first");
+        pool.write(LayerIndex(layer), BlockIndex(block), &pattern(layer, block)).unwrap();
+    }
+    for (layer, block) in cells(5) {
+        assert_eq!(
+            pool.read(LayerIndex(layer), BlockIndex(block)),
+            pattern(layer, block),
+            "layer {layer}, block {block}"
+        );
+    }
+}
+
+#[test]
+fn a_block_is_read_where_it_lies_and_outlives_the_pool() {
+    let pool = KvPool::new(LAYOUT, 2).unwrap();
+    pool.write(LayerIndex(2), BlockIndex(1), &pattern(2, 1)).unwrap();
+    let (one, other) = (pool.read(LayerIndex(2), BlockIndex(1)), pool.read(LayerIndex(2), BlockIndex(1)));
+    assert_eq!(one.as_ptr(), other.as_ptr(), "no copy");
+    drop(pool);
+    assert_eq!(one, pattern(2, 1));
+}
+
+#[test]
+fn leased_blocks_are_written_by_one_thread_while_another_reads_final_ones() {
+    let pool = Arc::new(KvPool::new(LAYOUT, 64).unwrap());
+    let num_final = 32;
+    for (layer, block) in cells(num_final) {
+        pool.write(LayerIndex(layer), BlockIndex(block), &pattern(layer, block)).unwrap();
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for (layer, block) in cells(32) {
+                pool.write(LayerIndex(layer), BlockIndex(num_final + block), &pattern(layer, block)).unwrap();
+            }
+        });
+        for (layer, block) in cells(num_final) {
+            assert_eq!(pool.read(LayerIndex(layer), BlockIndex(block)), pattern(layer, block));
+        }
+    });
+    for (layer, block) in cells(32) {
+        assert_eq!(pool.read(LayerIndex(layer), BlockIndex(num_final + block)), pattern(layer, block));
+    }
+}
+
+#[test]
+fn wrong_lengths_and_places_are_refused_with_figures() {
+    let pool = KvPool::new(LAYOUT, 2).unwrap();
+    let write =
+        |layer, block, bytes: &[u8]| pool.write(LayerIndex(layer), BlockIndex(block), bytes).unwrap_err().to_string();
+    assert!(write(0, 0, &[0; 9]).contains("9 bytes for a KV block of 256"));
+    assert!(write(3, 0, &[0; 256]).contains("layer 3, block 0 of a pool of 3 layers, 2 blocks"));
+    assert!(write(0, 2, &[0; 256]).contains("layer 0, block 2 of a pool"));
+}
+
+#[test]
+fn pools_that_cannot_be_are_errors() {
+    let bf16 = KvLayout { element: ElementType::Bf16, ..LAYOUT };
+    assert!(KvPool::new(bf16, 1).is_err());
+    let error = KvPool::new(LAYOUT, usize::MAX / 4096).err().unwrap().to_string();
+    assert!(error.contains("the KV pool"), "{error}");
+    assert_eq!(KvPool::new(LAYOUT, 0).unwrap().num_blocks(), 0);
+}
