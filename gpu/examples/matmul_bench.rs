@@ -97,7 +97,7 @@ impl Bench {
         println!("packed in {:.2?}", start.elapsed());
         let pool = ThreadPool::new(num_threads, true).unwrap();
         pool.pin_caller();
-        Self { pool, isa, scratch: Scratch::new().unwrap(), layers, head, norm: vec![1.0; hidden] }
+        Self { pool, isa, scratch: Scratch::default(), layers, head, norm: vec![1.0; hidden] }
     }
 
     /// One step: `num_rows` rows through the layers, `num_heads` of them through the head. Seconds of each product, the head last.

@@ -71,7 +71,7 @@ impl CpuDevice {
         Ok(Self {
             pool,
             isa: options.isa,
-            matmul_scratch: matmul::Scratch::new()?,
+            matmul_scratch: matmul::Scratch::default(),
             attention_scratch: AttentionScratch::default(),
             rope_tables: RopeTables::default(),
             sampling_scratch,

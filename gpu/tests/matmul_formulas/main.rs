@@ -45,7 +45,7 @@ struct Bench {
 
 impl Bench {
     fn new(num_threads: usize) -> Self {
-        Self { pool: ThreadPool::new(num_threads, false).unwrap(), scratch: Scratch::new().unwrap() }
+        Self { pool: ThreadPool::new(num_threads, false).unwrap(), scratch: Scratch::default() }
     }
 
     fn multiply(&mut self, isa: Isa, input: Input<'_>, product: Product<'_>, out: &mut [f32]) {

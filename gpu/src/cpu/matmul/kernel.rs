@@ -14,6 +14,9 @@ use super::vector::Vector;
 /// Hardware prefetchers stop at 4 KiB pages; 2 KiB ahead bridges the gap at the bandwidth of memory times its latency for one core.
 const PREFETCH_AHEAD: usize = 2048;
 
+/// Rows from which a tile's arithmetic takes longer than reading its weights from memory.
+const HIGH_TILE: usize = 8;
+
 /// One block of a row's activations, rounded to 8 bits.
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
@@ -42,6 +45,8 @@ pub(super) struct PanelRun {
     pub(super) num_inputs: usize,
     /// The tile's activations: `[num_inputs / 32, tile]` of [`ActivationBlock`], or `[num_inputs, tile]` of f32.
     pub(super) activations: *const u8,
+    /// Bytes from these panels to those of the thread's next run; 0 if this is its last.
+    pub(super) to_next_run: usize,
     /// Results: `[num_panels, tile, 16]`.
     pub(super) out: *mut f32,
 }
@@ -53,6 +58,7 @@ pub(super) struct Panels {
     stride: usize,
     lane: usize,
     num_inputs: usize,
+    to_next_run: usize,
 }
 
 /// Accumulators: one register for each panel and row.
@@ -100,7 +106,8 @@ unsafe fn run_some<K: PanelKind, S: Vector, const PANELS: usize, const TILE: usi
         // SAFETY: the caller's promise; `lane` steps through the rows of a panel.
         unsafe {
             let first = run.panels.add(index * run.stride);
-            let panels = Panels { first, stride: run.stride, lane, num_inputs: run.num_inputs };
+            let PanelRun { stride, num_inputs, to_next_run, .. } = *run;
+            let panels = Panels { first, stride, lane, num_inputs, to_next_run };
             let sums = K::multiply::<S, PANELS, TILE>(s, panels, run.activations);
             for (panel, sums) in sums.iter().enumerate() {
                 for (row, &sum) in sums.iter().enumerate() {
@@ -137,6 +144,7 @@ impl<Q: Quant> PanelKind for Int8<Q> {
         let mut sums = [[s.splat(0.0); TILE]; PANELS];
         let mut tile = activations.cast::<ActivationBlock>();
         for index in 0..panels.num_inputs / BLOCK {
+            prefetch_blocks::<Q, S, PANELS, TILE>(s, panels, index);
             // SAFETY: the panels have this block.
             let weights: [Weights<Q, S>; PANELS] = unsafe { load_weights(s, panels, index) };
             for row in 0..TILE {
@@ -217,7 +225,6 @@ impl<Q: Quant, S: Vector> Weights<Q, S> {
         // SAFETY: the caller's promise.
         unsafe {
             let (codes, scales) = block_at::<Q>(panel, index);
-            prefetch_block::<Q, S>(s, codes);
             let scales = Q::scales(s, scales, index % Q::GROUP, lane);
             Self { codes: load_codes::<Q, S>(s, codes, lane), scales, kind: std::marker::PhantomData }
         }
@@ -281,11 +288,19 @@ unsafe fn load_weights<Q: Quant, S: Vector, const PANELS: usize>(
     weights
 }
 
-/// Asks for as many bytes as a block has, [`PREFETCH_AHEAD`] of it.
+/// Asks for as many bytes of each panel as a block has: [`PREFETCH_AHEAD`] of it, and, where a tile is high enough to multiply for longer than to read,
+/// those of the next run, so that memory works while this one is multiplied with all its tiles.
 #[inline(always)]
-fn prefetch_block<Q: Quant, S: Vector>(s: S, codes: *const u8) {
-    for line in (0..Q::RECORD_BYTES.div_ceil(Q::GROUP)).step_by(64) {
-        s.prefetch(codes.wrapping_add(PREFETCH_AHEAD + line));
+fn prefetch_blocks<Q: Quant, S: Vector, const PANELS: usize, const TILE: usize>(s: S, panels: Panels, index: usize) {
+    let block_bytes = Q::RECORD_BYTES.div_ceil(Q::GROUP);
+    for panel in 0..PANELS {
+        let block = panels.first.wrapping_add(panel * panels.stride + index * block_bytes);
+        for line in (0..block_bytes).step_by(64) {
+            s.prefetch::<false>(block.wrapping_add(PREFETCH_AHEAD + line));
+            if TILE >= HIGH_TILE {
+                s.prefetch::<true>(block.wrapping_add(panels.to_next_run + line));
+            }
+        }
     }
 }
 
@@ -302,6 +317,7 @@ impl<Q: Quant> PanelKind for Dequantised<Q> {
         let mut sums = [[s.splat(0.0); TILE]; PANELS];
         let mut tile = activations.cast::<f32>();
         for index in 0..panels.num_inputs / BLOCK {
+            prefetch_blocks::<Q, S, PANELS, TILE>(s, panels, index);
             // SAFETY: the panels have this block.
             let weights: [Weights<Q, S>; PANELS] = unsafe { load_weights(s, panels, index) };
             for group in 0..8 {
@@ -372,7 +388,7 @@ impl<T: FloatType> PanelKind for Float<T> {
                 // SAFETY: the panels have this input.
                 *weight = unsafe {
                     let at = panels.first.add(panel * panels.stride + input * PANEL_ROWS * T::BYTES);
-                    s.prefetch(at.wrapping_add(PREFETCH_AHEAD));
+                    s.prefetch::<false>(at.wrapping_add(PREFETCH_AHEAD));
                     T::load(s, at.add(panels.lane * T::BYTES))
                 };
             }

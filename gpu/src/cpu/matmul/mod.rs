@@ -26,6 +26,7 @@ use std::ops::Range;
 
 pub use packed::PackedMatrix;
 
+use super::aligned::AlignedVec;
 use super::isa::Isa;
 use super::pool::{ThreadPool, share};
 use crate::compute::{ComputeError, Epilogue};
@@ -70,29 +71,19 @@ pub struct Product<'a> {
 }
 
 /// Memory that products work in; grows to the largest one and is kept by the caller.
+#[derive(Default)]
 pub struct Scratch {
-    memory: Lines,
+    memory: AlignedVec,
 }
 
 impl Scratch {
-    /// Empty; the first products let it grow.
-    ///
-    /// # Errors
-    /// Transient: memory is short.
-    pub fn new() -> Result<Self, ComputeError> {
-        Ok(Self { memory: Lines::zeroed(0)? })
-    }
-
     /// Room for products of up to `num_rows` rows of `num_inputs`, so that none of them allocates.
     ///
     /// # Errors
     /// Transient: memory is short.
     pub fn reserve(&mut self, num_rows: usize, num_inputs: usize, num_threads: usize) -> Result<(), ComputeError> {
         let wanted = Shape::new(num_rows, num_inputs, num_threads).scratch_bytes();
-        if wanted > self.memory.bytes().len() {
-            self.memory = Lines::zeroed(wanted)?;
-        }
-        Ok(())
+        self.memory.grow(wanted / size_of::<f32>(), "the rows of a matrix product")
     }
 }
 
@@ -117,8 +108,14 @@ pub fn matmul(
     }
     let shape = Shape::new(num_rows, product.weight.num_inputs(), pool.num_threads());
     scratch.reserve(num_rows, shape.num_inputs, pool.num_threads())?;
-    let job =
-        Job { isa, input, product, shape, scratch: scratch.memory.bytes_mut().as_mut_ptr(), out: out.as_mut_ptr() };
+    let job = Job {
+        isa,
+        input,
+        product,
+        shape,
+        scratch: scratch.memory.as_mut_slice().as_mut_ptr().cast(),
+        out: out.as_mut_ptr(),
+    };
     if shape.prepares_alone() {
         pool.run(|thread_index, num_threads| {
             // SAFETY: each thread has a region of the scratch, and columns of the output, of its own.
@@ -296,6 +293,7 @@ impl Job<'_> {
     /// # Safety
     /// As [`Job::multiply`].
     unsafe fn multiply_panels(&self, part: &Segment, up: Option<&Segment>, panels: Range<usize>, worker: &mut Worker) {
+        worker.share_end = panels.end;
         let most_tile = cut(self.isa, self.shape.num_rows).next().map_or(1, |(_, tile)| tile);
         let few = PRODUCTS / (most_tile * PANEL_ROWS);
         let many_tiles = self.shape.num_rows > FEW_TILES * most_tile;
@@ -322,14 +320,14 @@ impl Job<'_> {
         tile: (usize, usize),
         worker: &mut Worker,
     ) {
-        let [products, up_products] = &mut worker.products;
         // SAFETY: the caller's promise.
         unsafe {
-            self.run_kernel(part, panels.clone(), tile, worker.region, products);
+            self.run_kernel(part, panels.clone(), tile, worker, 0);
             if let Some(up) = up {
-                self.run_kernel(up, panels.clone(), tile, worker.region, up_products);
+                self.run_kernel(up, panels.clone(), tile, worker, 1);
             }
         }
+        let [products, up_products] = &worker.products;
         let (first_row, height) = tile;
         let num_outputs = self.product.weight.num_outputs();
         for (index, panel) in panels.enumerate() {
@@ -349,6 +347,8 @@ impl Job<'_> {
         }
     }
 
+    /// Multiplies panels of one part with one tile; the products go to `worker.products[waiting_index]`.
+    ///
     /// # Safety
     /// As [`Job::multiply`].
     unsafe fn run_kernel(
@@ -356,20 +356,22 @@ impl Job<'_> {
         part: &Segment,
         panels: Range<usize>,
         (first_row, height): (usize, usize),
-        region: *mut u8,
-        products: &mut Waiting,
+        worker: &mut Worker,
+        waiting_index: usize,
     ) {
+        let products = &mut worker.products[waiting_index].0;
         let int8 = self.product.weight.takes_int8(part.ty);
         let run = PanelRun {
             panels: self.product.weight.bytes()[part.offset + panels.start * part.stride..].as_ptr(),
             stride: part.stride,
             num_panels: panels.len(),
             num_inputs: self.shape.num_inputs,
+            to_next_run: if panels.end < worker.share_end { panels.len() * part.stride } else { 0 },
             // SAFETY: the caller's promise.
-            activations: unsafe { self.tile_activations(region, int8, first_row) },
-            out: products.0.as_mut_ptr().cast(),
+            activations: unsafe { self.tile_activations(worker.region, int8, first_row) },
+            out: products.as_mut_ptr().cast(),
         };
-        assert!(panels.len() * height <= products.0.len(), "products fit");
+        assert!(panels.len() * height <= products.len(), "products fit");
         // SAFETY: the kernel is this `isa`'s; the panels lie in the matrix, the tile in the region, and the results fit.
         unsafe { kernel(self.isa, part.ty, int8, height)(&run) };
     }
@@ -379,6 +381,8 @@ impl Job<'_> {
 struct Worker {
     /// The prepared rows.
     region: *mut u8,
+    /// Where its panels of the part at hand end.
+    share_end: usize,
     /// Products that wait for their epilogue, and those of the up projection.
     products: [Waiting; 2],
 }
@@ -389,7 +393,7 @@ struct Waiting([[f32; PANEL_ROWS]; PRODUCTS / PANEL_ROWS]);
 
 impl Worker {
     fn new(region: *mut u8) -> Self {
-        Self { region, products: [const { Waiting([[0.0; PANEL_ROWS]; PRODUCTS / PANEL_ROWS]) }; 2] }
+        Self { region, share_end: 0, products: [const { Waiting([[0.0; PANEL_ROWS]; PRODUCTS / PANEL_ROWS]) }; 2] }
     }
 }
 

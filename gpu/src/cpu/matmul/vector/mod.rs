@@ -87,8 +87,8 @@ pub(super) trait Vector: Copy {
     /// # Safety
     /// `4 * LANES` bytes at `to` can be written.
     unsafe fn store(self, to: *mut f32, a: Self::F);
-    /// Asks for the cache line at `at`, which may lie anywhere.
-    fn prefetch(self, at: *const u8);
+    /// Asks for the cache line at `at`, which may lie anywhere: in the first level, or in the second only if it is `FAR` ahead.
+    fn prefetch<const FAR: bool>(self, at: *const u8);
 
     /// Rounds a block of activations to 8 bits. Symmetric: the scale is a 127th of the largest magnitude, codes are rounded to nearest, ties to even.
     fn quantise(self, x: &[f32; BLOCK]) -> ActivationBlock;

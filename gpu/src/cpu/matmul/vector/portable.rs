@@ -135,7 +135,7 @@ impl<const N: usize> Vector for Portable<N> {
     }
 
     #[inline(always)]
-    fn prefetch(self, _at: *const u8) {}
+    fn prefetch<const FAR: bool>(self, _at: *const u8) {}
 
     #[inline(always)]
     fn quantise(self, x: &[f32; BLOCK]) -> ActivationBlock {

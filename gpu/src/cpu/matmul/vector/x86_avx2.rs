@@ -150,9 +150,9 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch(self, at: *const u8) {
+    fn prefetch<const FAR: bool>(self, at: *const u8) {
         // SAFETY: a prefetch of any address is harmless.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+        unsafe { if FAR { _mm_prefetch::<_MM_HINT_T1>(at.cast()) } else { _mm_prefetch::<_MM_HINT_T0>(at.cast()) } }
     }
 
     #[inline(always)]
