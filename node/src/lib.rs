@@ -6,6 +6,7 @@ pub mod cli;
 pub mod completions;
 pub mod config;
 pub mod config_command;
+pub mod devices_command;
 pub mod environment;
 pub mod http;
 pub mod http_client;

@@ -16,7 +16,8 @@ pub use nearest::nearest;
 use crate::config::LogFormat;
 use crate::model_store::ModelStore;
 use crate::{
-    bench, chat, completions, config_command, environment, logging, model_command, status_command, terminal, up,
+    bench, chat, completions, config_command, devices_command, environment, logging, model_command, status_command,
+    terminal, up,
 };
 
 /// Serves large language models on one's own machines.
@@ -52,6 +53,8 @@ enum Command {
     Model(model_command::ModelCommand),
     /// Talk to a model: one question, or a conversation without text
     Chat(chat::ChatArgs),
+    /// Show what this machine could compute on: CPU features, CUDA and HIP devices
+    Devices(devices_command::DevicesArgs),
     /// Show what a running server does: supervision tree, devices, queues, KV blocks
     Status(status_command::StatusArgs),
     /// Print an example of relevo.toml, or check one
@@ -87,6 +90,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Completions(args) => return completions::run(&args),
         Command::Config(args) => return config_command::run(&args),
+        Command::Devices(args) => return devices_command::run(&args),
         _ => {}
     }
     let runtime = runtime()?;
@@ -100,7 +104,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Chat(args) => runtime.block_on(chat::run(args, &common)),
         Command::Status(args) => runtime.block_on(interruptible(status_command::run(&args))),
         Command::Bench(command) => runtime.block_on(interruptible(bench::run(command, &common))),
-        Command::Completions(_) | Command::Config(_) | Command::Up(_) => Ok(()),
+        Command::Completions(_) | Command::Config(_) | Command::Devices(_) | Command::Up(_) => Ok(()),
     })
 }
 
