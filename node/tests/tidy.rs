@@ -42,8 +42,8 @@ const IMPURE: [&str; 14] = [
 const EMPTY_NAMES: [&str; 10] =
     ["utils", "util", "common", "helpers", "helper", "manager", "misc", "shared", "stuff", "types"];
 
-/// File names that every folder may have.
-const REPEATABLE: [&str; 4] = ["mod.rs", "lib.rs", "main.rs", "tests.rs"];
+/// File names that every folder may have; each actor has a core and a shell.
+const REPEATABLE: [&str; 6] = ["mod.rs", "lib.rs", "main.rs", "tests.rs", "core.rs", "shell.rs"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()

@@ -10,7 +10,7 @@ use super::isa::Isa;
 use super::kv_pool::KvPool;
 use super::matmul::{self, Input, PackedMatrix, Product, matmul};
 use super::pool::{DisjointMut, ThreadPool, share};
-use super::rope::{RopeAndStoreTask, RopeTables, rope_and_store};
+use super::rotation::{RopeAndStoreTask, RopeTables, rope_and_store};
 use super::uploaded_step::UploadedStep;
 use crate::compute::{Attention, Compute, ComputeError, Matmul, RopeAndStore, RowOutput, Rows, StepPlan};
 use crate::sampling::{self, sample_row};

@@ -9,7 +9,7 @@ pub mod math;
 pub mod matmul;
 mod peaks;
 pub mod pool;
-mod rope;
+mod rotation;
 pub(crate) mod simd;
 mod uploaded_step;
 

@@ -4,19 +4,19 @@
 //! that is served and in the shape that the numbers ask for.
 
 mod assemble;
-mod error;
 mod from_config;
 mod from_gguf;
 mod keys;
+mod refusal;
 mod roles;
 mod rope;
 
 use relevo_wire::{BLOCK_TOKENS, ElementType, KvLayout, Numerics};
 
-pub use error::DescriptionError;
 pub(crate) use from_config::describe_config;
 pub(crate) use from_gguf::describe_gguf;
 pub(crate) use keys::Keys;
+pub use refusal::DescriptionError;
 pub use roles::Role;
 pub use rope::{RopeDescription, RopeScaling, Yarn};
 
