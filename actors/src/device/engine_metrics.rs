@@ -97,8 +97,8 @@ impl EngineMetrics {
         let vllm = |name: &'static str| counter!(name, "engine" => device.to_owned());
         let own = |name: &'static str| counter!(name, "device" => device.to_owned());
         [
-            (vllm("vllm:prompt_tokens_total"), |it| it.prompt_tokens),
-            (vllm("vllm:generation_tokens_total"), |it| it.generated_tokens),
+            (own("relevo_prompt_tokens_computed_total"), |it| it.prompt_tokens),
+            (own("relevo_tokens_drawn_total"), |it| it.generated_tokens),
             (vllm("vllm:num_preemptions_total"), |it| it.preemptions),
             (vllm("vllm:prefix_cache_queries_total"), |it| it.prefix_query_tokens),
             (vllm("vllm:prefix_cache_hits_total"), |it| it.prefix_hit_tokens),
