@@ -175,7 +175,8 @@ impl DecodeState {
             }
         }
         self.handle(DecodeEvent::Tick);
-        metrics::gauge!("relevo_leases_under_watch", "device" => self.port.id.0.to_string()).set(self.core.num_leases() as f64);
+        metrics::gauge!("relevo_leases_under_watch", "device" => self.port.id.0.to_string())
+            .set(self.core.num_leases() as f64);
     }
 
     fn to_prefill(&self, device: DeviceId, event: PrefillEvent) -> bool {

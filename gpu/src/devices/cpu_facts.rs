@@ -61,7 +61,7 @@ pub struct CacheFacts {
 
 impl CpuFacts {
     /// Looks at this machine's.
-    pub(super) fn probe() -> Self {
+    pub fn probe() -> Self {
         let text = |path: &str| read_to_string(path).unwrap_or_default();
         let available_threads = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
