@@ -77,7 +77,10 @@ impl Banner<'_> {
     fn curl(&self, base: &str) -> Vec<String> {
         let key = if self.needs_key { " -H \"Authorization: Bearer $KEY\"" } else { "" };
         let (path, body) = if self.has_chat {
-            ("chat/completions", r#"{"messages": [{"role": "user", "content": "What is the capital of France?"}]}"#)
+            (
+                "chat/completions",
+                r#"{"messages": [{"role": "user", "content": "Name the capital of France."}], "temperature": 0}"#,
+            )
         } else {
             (
                 "completions",

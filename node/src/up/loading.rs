@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use relevo_actors::cluster::DeviceSpec;
-use relevo_actors::device::DeviceRole;
+use relevo_actors::device::{DeviceRole, STEP_OUTPUTS};
 use relevo_gpu::compute::ComputeError;
 use relevo_gpu::cpu::{CpuDevice, CpuOptions, Isa};
 use relevo_gpu::model::{MemoryPlan, Model, ModelOptions, StepModel};
@@ -18,10 +18,6 @@ const DEFAULT_KV_BYTES: u64 = 2 << 30;
 
 /// Of the memory that is left beside weights and activations, what default KV memory may take: the rest is the operating system's cache.
 const DEFAULT_KV_SHARE: u64 = 2;
-
-/// Most rows whose logits one step computes: each takes 4 bytes for each token of the vocabulary. More prompt log-probabilities than that
-/// take several steps.
-const MAX_OUTPUTS: usize = 256;
 
 /// A device before it starts: what it will take, how it will run.
 pub(super) struct PlannedDevice {
@@ -81,7 +77,7 @@ fn plan_device(
     let options = |kv_blocks: u64| ModelOptions {
         numerics,
         max_rows,
-        max_outputs: MAX_OUTPUTS.min(max_rows),
+        max_outputs: STEP_OUTPUTS.min(max_rows),
         max_context,
         kv_blocks: usize::try_from(kv_blocks.max(1)).unwrap_or(usize::MAX),
     };
