@@ -81,7 +81,7 @@ pub async fn start_with(layout: Layout, faults: Vec<Fault>) -> Cluster {
 pub fn request(id: u64) -> GenerateRequest {
     let length = 5 + (id as usize * 37) % 120;
     let prompt: Vec<u32> = (0..length as u64).map(|i| ((i * 31 + id * 17 + i * i * id) % 500) as u32).collect();
-    let temperature = if id % 3 == 0 { 1.0 } else { 0.0 };
+    let temperature = if id.is_multiple_of(3) { 1.0 } else { 0.0 };
     GenerateRequest {
         sequence: SequenceId { request: RequestId(id), choice: 0, attempt: 0 },
         tenant: TenantId((id % 2) as u32),
