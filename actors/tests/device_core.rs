@@ -105,7 +105,7 @@ fn choices_of_one_prompt_wait_for_the_first_ones_prefix() {
     let mut rig = Rig::new(64);
     let requests: Vec<_> = (0..4)
         .map(|choice| {
-            let mut request = request(1, &prompt(1, 50), 4);
+            let mut request = request(1, &prompt(1, 20), 4);
             request.sequence.choice = choice;
             request
         })
@@ -115,7 +115,7 @@ fn choices_of_one_prompt_wait_for_the_first_ones_prefix() {
     }
     rig.run();
     let prefilled: usize = rig.step_rows.iter().flatten().map(|(_, rows)| rows).filter(|&&rows| rows > 1).sum();
-    assert_eq!(prefilled, 50 + 3 * 2, "48 tokens are shared");
+    assert_eq!(prefilled, 20 + 3 * 4, "16 tokens are shared, though all would have fitted into the first step");
     for request in &requests {
         assert_eq!(rig.tokens(request.sequence), reference(request));
     }
@@ -345,7 +345,7 @@ fn a_lease_is_asked_for_when_the_first_chunk_could_run() {
     rig.run();
     assert_eq!(rig.outcome(remote), Some(SequenceOutcome::Pushed));
     assert_eq!(rig.tokens(remote).len(), 1);
-    assert_eq!(rig.pinned.len(), 2, "both layers' blocks 1 and 2");
+    assert_eq!(rig.pushed, [(0, 1, 2), (1, 1, 2)], "both layers' blocks 1 and 2");
     assert_eq!(rig.core.kv_blocks().active, 3, "they, and the block before them, stay until the bytes are gone");
     rig.unpin_all();
     assert_eq!(rig.core.kv_blocks().active, 0);
@@ -360,9 +360,9 @@ fn cached_blocks_are_pushed_before_the_first_chunk() {
     rig.step();
     rig.command(DeviceCommand::UseLease { sequence: remote, lease: granted(0..4, 0) });
     rig.begin_step();
-    assert_eq!(rig.pinned.len(), 2, "three cached blocks in each of two layers");
+    assert_eq!(rig.pushed, [(0, 0, 3), (1, 0, 3)], "three cached blocks in each of two layers");
     while rig.advance_step() {}
-    assert_eq!(rig.pinned.len(), 4, "and the last block");
+    assert_eq!(rig.pushed[2..], [(0, 3, 1), (1, 3, 1)], "and the last block");
     assert_eq!(rig.core.counters().prefix_hit_tokens, 48);
 }
 
@@ -404,6 +404,7 @@ fn a_committed_sequence_goes_on_with_what_prefill_wrote() {
     copy_blocks(&prefill, &decode, &lease);
     decode.emitted.entry(request.sequence).or_default().tokens = expected[..1].to_vec();
     decode.command(DeviceCommand::Commit { lease: LeaseId(7), first_token: expected[0], cached_tokens: 16 });
+    assert_eq!((decode.core.kv_blocks().leased, decode.core.kv_blocks().active), (0, 4), "they are its own now");
     decode.run();
     assert_eq!(decode.tokens(request.sequence), expected);
     let Some(StreamEvent::Finished { usage, .. }) = &decode.emitted[&request.sequence].last else { panic!() };

@@ -29,6 +29,8 @@ pub(crate) struct Rig {
     pub(crate) emitted: BTreeMap<SequenceId, Emitted>,
     /// Bytes in flight.
     pub(crate) pinned: VecDeque<PinId>,
+    /// What was pushed: the layer, the first block's index within its sequence, the number of blocks.
+    pub(crate) pushed: Vec<(u32, u32, usize)>,
     /// Rows of each step so far.
     pub(crate) step_rows: Vec<Vec<(SequenceId, usize)>>,
     ended: BTreeSet<SequenceId>,
@@ -95,6 +97,7 @@ impl Rig {
             told: Vec::new(),
             emitted: BTreeMap::new(),
             pinned: VecDeque::new(),
+            pushed: Vec::new(),
             step_rows: Vec::new(),
             ended: BTreeSet::new(),
             buffers: PlanBuffers::default(),
@@ -192,7 +195,10 @@ impl Rig {
             match effect {
                 Effect::Emit(id, event) => self.receive(id, event),
                 Effect::Tell(event) => self.hear(event),
-                Effect::Push { pin, .. } => self.pinned.push_back(pin),
+                Effect::Push { pin, layer, first_block, blocks, .. } => {
+                    self.pinned.push_back(pin);
+                    self.pushed.push((layer.0, first_block, blocks.len()));
+                }
                 Effect::Fault(reason) => panic!("{reason}"),
             }
         }
