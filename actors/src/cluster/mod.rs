@@ -32,6 +32,12 @@ const SUBMISSION_CAPACITY: usize = 256;
 /// Steps' tokens that the engines may be ahead of the gateway.
 const TOKEN_CAPACITY: usize = 1024;
 
+/// How often the map is looked at while a cluster starts: the devices have reported, only two mailboxes are between.
+const MAP_POLL: Duration = Duration::from_millis(1);
+
+/// How long the first map may take.
+const START_PATIENCE: Duration = Duration::from_secs(2);
+
 /// What is kept back of the time for a shutdown, to stop the tree and the engines once the streams are over.
 const STOP_TIME: Duration = Duration::from_secs(1);
 
@@ -93,6 +99,7 @@ impl Cluster {
         let runner = Runner::start(arguments, Arc::clone(&root), failed_sender)
             .await
             .map_err(|error| ClusterError::Start(error.to_string()))?;
+        wait_for_all(&directory).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(runner.run(stopped));
         Ok(Self { directory, gateway, intake, root, stop, failed, runner: Mutex::new(tasks) })
@@ -185,4 +192,22 @@ impl Cluster {
         }
         tracing::debug!(all_alive = poked, "poked every actor");
     }
+}
+
+/// Waits until the published map has every device serving, so that the first request sees the whole cluster. A device that fails meanwhile
+/// is its supervisor's business: the wait has an end.
+async fn wait_for_all(directory: &Directory) {
+    let mut ticks = tokio::time::interval(MAP_POLL);
+    let all_serve = async {
+        loop {
+            let map = directory.map();
+            let num_serving = map.devices.iter().filter(|entry| entry.standing == Standing::Serving).count();
+            if num_serving == directory.devices.len() {
+                return;
+            }
+            ticks.tick().await;
+        }
+    };
+    // At the deadline it serves with those that are there.
+    let _ = tokio::time::timeout(START_PATIENCE, all_serve).await;
 }

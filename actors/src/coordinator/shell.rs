@@ -91,8 +91,9 @@ impl CoordinatorState {
             match effect {
                 CoordinatorEffect::Publish(map) => {
                     tracing::debug!(term = map.term, version = %map.version, "publishes the cluster map");
-                    self.directory.publish(map.clone());
-                    let _ = self.directory.router.cast(RouterMessage::Map(map));
+                    // The router first: whoever sees the map in the directory and then submits comes after it in the router's mailbox.
+                    let _ = self.directory.router.cast(RouterMessage::Map(map.clone()));
+                    self.directory.publish(map);
                 }
                 CoordinatorEffect::Suspect(device) => {
                     tracing::warn!(%device, "is suspected");
