@@ -60,6 +60,21 @@ fn a_newcomer_serves_chats_looks_and_stops() {
 }
 
 #[test]
+fn a_question_asked_again_takes_its_prompt_from_the_prefix_cache() {
+    default_model();
+    let server = Server::start(&[]);
+    let hits = || {
+        let status = finish(&mut relevo(["status", "--url", &server.url, "--json"]));
+        let status: Value = serde_json::from_str(&status.stdout).unwrap();
+        status["nodes"][0]["devices"][0]["prefix_hit_tokens"].as_u64().unwrap()
+    };
+    let first = chat(&server.url, "Name the capital of France.");
+    assert_eq!(hits(), 0);
+    assert_eq!(chat(&server.url, "Name the capital of France."), first);
+    assert!(hits() >= 32, "{} tokens of the prompt's 36 came from the cache", hits());
+}
+
+#[test]
 fn ctrl_c_ends_open_streams_with_an_error_event_within_five_seconds() {
     default_model();
     let server = Server::start(&[]);

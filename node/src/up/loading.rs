@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use relevo_actors::cluster::DeviceSpec;
 use relevo_actors::device::{DeviceRole, STEP_OUTPUTS};
+use relevo_actors::policy::prefix::PrefixIdentity;
 use relevo_gpu::compute::ComputeError;
 use relevo_gpu::cpu::{CpuDevice, CpuOptions, Isa};
 use relevo_gpu::model::{MemoryPlan, Model, ModelOptions, StepModel};
@@ -26,7 +27,8 @@ pub(super) struct PlannedDevice {
     pub(super) num_threads: usize,
     pub(super) options: ModelOptions,
     pub(super) plan: MemoryPlan,
-    prefix_cache: bool,
+    /// Absent where the prefix cache is switched off.
+    prefix_identity: Option<PrefixIdentity>,
 }
 
 /// Plans every device of the configuration and holds them against the machine's memory.
@@ -35,15 +37,28 @@ pub(super) struct PlannedDevice {
 /// The user's fault: a context longer than the model's, or too little memory, with the figures.
 pub(super) fn plan(config: &Config, files: &ModelFiles, machine: &Machine) -> Result<Vec<PlannedDevice>, Failure> {
     let mut available = machine.available_bytes;
+    let identity = prefix_identity(config, files)?;
     let mut planned = Vec::new();
-    for (index, device) in config.devices.iter().enumerate() {
+    for (index, config_device) in config.devices.iter().enumerate() {
         let shared_out = Share { available, num_devices: (config.devices.len() - index) as u64 };
-        let device = plan_device(config, device, index, files, machine, &shared_out)?;
+        let mut device = plan_device(config, config_device, index, files, machine, &shared_out)?;
+        device.prefix_identity = config_device.prefix_cache.then(|| identity.clone());
         device.plan.check(available).map_err(|source| Failure::Memory { device: device.name.clone(), source })?;
         available -= device.plan.total_bytes();
         planned.push(device);
     }
     Ok(planned)
+}
+
+/// What the keys of this process's prefix caches depend on. The secret lives as long as the caches do: it is drawn anew at each start.
+fn prefix_identity(config: &Config, files: &ModelFiles) -> Result<PrefixIdentity, Failure> {
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret)
+        .map_err(|error| Failure::Usage(format!("the operating system gives no random numbers: {error}")))?;
+    let numerics = config.model.numerics;
+    let description = files.description();
+    let content = format!("{} {numerics:?} {:?}", description.name, description.kv_layout(numerics));
+    Ok(PrefixIdentity { secret, content })
 }
 
 /// What is left for this device and those after it.
@@ -102,7 +117,7 @@ fn plan_device(
         num_threads,
         options,
         plan,
-        prefix_cache: device.prefix_cache,
+        prefix_identity: None,
     })
 }
 
@@ -117,12 +132,11 @@ impl PlannedDevice {
             Ok(Box::new(model))
         };
         let mut spec = DeviceSpec::new(self.name.clone(), &self.roles, load);
-        if !self.prefix_cache {
-            spec.tune = Arc::new(|mut limits| {
-                limits.prefix_identity = None;
-                limits
-            });
-        }
+        let identity = self.prefix_identity.clone();
+        spec.tune = Arc::new(move |mut limits| {
+            limits.prefix_identity = identity.clone();
+            limits
+        });
         spec
     }
 }
