@@ -34,6 +34,13 @@ fn chat(url: &str, text: &str) -> String {
     run.stdout
 }
 
+/// A figure of the first device.
+fn device_status(url: &str, key: &str) -> u64 {
+    let status = finish(&mut relevo(["status", "--url", url, "--json"]));
+    let status: Value = serde_json::from_str(&status.stdout).unwrap();
+    status["nodes"][0]["devices"][0][key].as_u64().unwrap()
+}
+
 #[test]
 fn a_newcomer_serves_chats_looks_and_stops() {
     default_model();
@@ -63,11 +70,7 @@ fn a_newcomer_serves_chats_looks_and_stops() {
 fn a_question_asked_again_takes_its_prompt_from_the_prefix_cache() {
     default_model();
     let server = Server::start(&[]);
-    let hits = || {
-        let status = finish(&mut relevo(["status", "--url", &server.url, "--json"]));
-        let status: Value = serde_json::from_str(&status.stdout).unwrap();
-        status["nodes"][0]["devices"][0]["prefix_hit_tokens"].as_u64().unwrap()
-    };
+    let hits = || device_status(&server.url, "prefix_hit_tokens");
     let first = chat(&server.url, "Name the capital of France.");
     assert_eq!(hits(), 0);
     assert_eq!(chat(&server.url, "Name the capital of France."), first);
@@ -229,7 +232,12 @@ fn a_conversation_goes_on_line_by_line_until_the_input_ends() {
     drop(input);
     let run = program::finished(child);
     assert_eq!(run.status.code(), Some(0), "{run:?}");
-    // Two answers, and the second is another than without the first question: it was sent along.
-    let alone = chat(&server.url, "Name the capital of France.");
-    assert!(run.stdout.len() > alone.len() && !run.stdout.ends_with(&alone), "{run:?}, alone {alone:?}");
+    assert!(run.stdout.lines().count() >= 2, "{run:?}");
+    // The second question was sent with the first and its answer: two prompts longer than the same two asked alone.
+    let together = device_status(&server.url, "prefix_query_tokens");
+    for question in ["My name is Ada.", "Name the capital of France."] {
+        chat(&server.url, question);
+    }
+    let alone = device_status(&server.url, "prefix_query_tokens") - together;
+    assert!(together > alone && alone > 0, "{together} prompt tokens together, {alone} alone");
 }

@@ -118,15 +118,19 @@ impl Workers {
         Some(in_flight.route.prefill)
     }
 
-    /// The least loaded decode worker beside the prefill worker (whose engine waits for a lease of another) and `refused_by`.
+    /// The least loaded decode worker with room beside the prefill worker (whose engine waits for a lease of another) and `refused_by`.
+    /// The one it has already keeps its place for it.
     pub(super) fn other_decode(&self, sequence: SequenceId, refused_by: &BTreeSet<DeviceId>) -> Option<DeviceId> {
         let in_flight = self.in_flight.get(&sequence)?;
-        let num_blocks = blocks_needed(&in_flight.request);
+        let (num_blocks, loads) = (blocks_needed(&in_flight.request), self.loads());
         self.facts()
             .filter(|facts| facts.decode && facts.num_blocks >= num_blocks)
             .map(|facts| facts.device)
             .filter(|device| *device != in_flight.route.prefill && !refused_by.contains(device))
-            .min_by_key(|device| (self.load(*device).num_running, *device))
+            .map(|device| (loads.get(&device).map_or(0, |load| load.num_running), device))
+            .filter(|&(num_running, device)| num_running < self.max_running || device == in_flight.route.decode)
+            .min()
+            .map(|(_, device)| device)
     }
 
     /// Whether new work could go to a device without keeping the suspects from theirs: there must be a prefill device to spare.
@@ -158,10 +162,6 @@ impl Workers {
                 }
             })
             .collect()
-    }
-
-    fn load(&self, device: DeviceId) -> Load {
-        self.loads().get(&device).copied().unwrap_or_default()
     }
 
     fn loads(&self) -> BTreeMap<DeviceId, Load> {

@@ -226,7 +226,7 @@ proptest! {
             for device in (0..3).map(DeviceId) {
                 let here = |(route, started): &&(Route, bool)| route.decode == device || (route.prefill == device && !started);
                 let prefilling = running.values().filter(|(route, started)| route.prefill == device && !started).count();
-                prop_assert!(running.values().filter(here).count() <= LIMITS.max_running + 1);
+                prop_assert!(running.values().filter(here).count() <= LIMITS.max_running);
                 prop_assert!(prefilling <= LIMITS.max_prefilling);
             }
             prop_assert_eq!(core.num_in_flight(), running.len());
