@@ -198,7 +198,8 @@ fn exact_numerics_write_the_text_of_float32_token_by_token() {
     }
 }
 
-/// Over the 2,898 positions that llama.cpp was measured on: of the long prompt the goldens hold every 8th and the last 64, which stand for all of it.
+/// An estimate over the 2,898 positions that llama.cpp was measured on: of the long prompt the goldens hold every 8th and the last 64, which stand for
+/// all of it. It is weaker than a bound prompt by prompt: over the 23 short prompts alone top-1 was 95.74 % when last measured, llama.cpp's is 96.76 %.
 #[test]
 fn default_numerics_are_no_worse_than_llama_cpp() {
     let mut model = model(Numerics::Default);
