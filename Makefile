@@ -5,7 +5,7 @@ CARGO ?= cargo
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help tools up build test fmt lint soak bench bench-peer python-env deny advisories example-config clean
+.PHONY: help tools up build test fmt lint soak bench bench-peer bench-overhead python-env deny advisories example-config clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ bench: build ## The bare engine's speed on the default model
 
 bench-peer: build ## Relevo and llama.cpp side by side, interleaved (builds llama.cpp once)
 	scripts/bench-against-llama-cpp
+
+bench-overhead: build ## What gateway and actors add to the bare engine
+	@$(CARGO) run --quiet --release --locked -p relevo -- model pull smollm2 >/dev/null
+	scripts/bench-overhead
 
 python-env: ## The Python environment of the OpenAI client tests, in .venv
 	@sh scripts/python-env
