@@ -7,7 +7,7 @@
 
 use std::time::Instant;
 
-use relevo_gpu::compute::Epilogue;
+use relevo_gpu::compute::{Epilogue, Rounding};
 use relevo_gpu::cpu::matmul::{Input, PackedMatrix, Product, Scratch, matmul};
 use relevo_gpu::cpu::{Isa, ThreadPool};
 use relevo_gpu::weights::{TensorType, TensorView};
@@ -105,22 +105,23 @@ impl Bench {
         let mut seconds = Vec::with_capacity(4 * NUM_LAYERS + 1);
         let Self { pool, isa, scratch, layers, head, norm } = self;
         let norm = Some((&**norm, 1e-5));
-        let mut timed = |x: &[f32], norm, weight: &PackedMatrix, epilogue, out: &mut [f32]| {
+        let mut timed = |x: &[f32], norm, weight: &PackedMatrix, (epilogue, rounding), out: &mut [f32]| {
             let start = Instant::now();
-            matmul(pool, *isa, Input { x, norm }, Product { weight, bias: None, epilogue }, out, scratch).unwrap();
+            let product = Product { weight, bias: None, epilogue, rounding };
+            matmul(pool, *isa, Input { x, norm }, product, out, scratch).unwrap();
             seconds.push(start.elapsed().as_secs_f64());
         };
         for [qkv, o, gate_up, down] in layers {
             let hidden = o.num_outputs();
             let x = &mut memory.x[..num_rows * hidden];
-            timed(x, norm, qkv, Epilogue::Store, &mut memory.qkv[..num_rows * QKV]);
-            timed(&memory.attention[..num_rows * hidden], None, o, Epilogue::Add, x);
-            timed(x, norm, gate_up, Epilogue::SiluMul, &mut memory.ffn[..num_rows * FFN]);
-            timed(&memory.ffn[..num_rows * FFN], None, down, Epilogue::Add, x);
+            timed(x, norm, qkv, (Epilogue::Store, Rounding::Once), &mut memory.qkv[..num_rows * QKV]);
+            timed(&memory.attention[..num_rows * hidden], None, o, (Epilogue::Add, Rounding::Once), x);
+            timed(x, norm, gate_up, (Epilogue::SiluMul, Rounding::Once), &mut memory.ffn[..num_rows * FFN]);
+            timed(&memory.ffn[..num_rows * FFN], None, down, (Epilogue::Add, Rounding::Once), x);
         }
         let hidden = head.num_inputs();
         let logits = &mut memory.logits[..num_heads * VOCAB];
-        timed(&memory.x[..num_heads * hidden], norm, head, Epilogue::Store, logits);
+        timed(&memory.x[..num_heads * hidden], norm, head, (Epilogue::Store, Rounding::Twice), logits);
         seconds
     }
 

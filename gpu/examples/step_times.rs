@@ -268,10 +268,10 @@ impl Compute for TimedDevice {
     }
 
     fn matmul(&mut self, step: &UploadedStep, op: Matmul<'_, Self>, x: &CpuBuffer, out: &mut CpuBuffer) {
-        let Matmul { weight, norm, bias, epilogue, rows } = op;
+        let Matmul { weight, norm, bias, epilogue, rows, rounding } = op;
         let norm_text = if norm.is_some() { "norm " } else { "" };
         let name = format!("{norm_text}{} x {} {epilogue:?} {rows:?}", weight.num_inputs(), weight.num_outputs());
-        let op = Matmul { weight, norm, bias, epilogue, rows };
+        let op = Matmul { weight, norm, bias, epilogue, rows, rounding };
         self.timed(name, |device| device.matmul(step, op, x, out));
     }
 

@@ -125,6 +125,8 @@ pub struct Matmul<'a, C: Compute + ?Sized> {
     pub epilogue: Epilogue,
     /// Which rows.
     pub rows: Rows,
+    /// How finely those of `x` are rounded.
+    pub rounding: Rounding,
 }
 
 /// What happens to a product.
@@ -136,6 +138,28 @@ pub enum Epilogue {
     Add,
     /// `out[j] = silu(gate[j]) * up[j]`; the weight came from [`Compute::load_gate_up`].
     SiluMul,
+}
+
+/// How rows are rounded before they meet a matrix that was loaded with [`Numerics::Default`] and is quantised in all its parts.
+///
+/// Other products take them in f32, whatever this says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rounding {
+    /// To 8 bits.
+    #[default]
+    Once,
+    /// To 8 bits, and what that leaves to 8 bits again, with a scale of its own: about 15 bits, for twice the arithmetic.
+    Twice,
+}
+
+impl Rounding {
+    /// Numbers of 8 bits that an activation becomes.
+    pub const fn num_terms(self) -> usize {
+        match self {
+            Self::Once => 1,
+            Self::Twice => 2,
+        }
+    }
 }
 
 /// Which rows of a step an operation covers.

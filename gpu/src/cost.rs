@@ -30,7 +30,7 @@ pub struct Cost {
     pub kv_bytes_written: u64,
     /// Activations read and written, embedding rows and rope frequencies among them.
     pub activation_bytes: u64,
-    /// Multiplications and additions in products with weights.
+    /// Multiplications and additions in products with weights; twice as many where activations are rounded twice.
     pub matmul_operations: u64,
     /// Multiplications and additions in attention.
     pub attention_operations: u64,
@@ -166,6 +166,8 @@ pub struct CountedMatrix {
     num_outputs: u64,
     num_inputs: u64,
     byte_len: u64,
+    /// Whether [`Rounding`](crate::compute::Rounding) concerns it.
+    is_rounded: bool,
 }
 
 /// Activations that are not there, by their width.
@@ -212,8 +214,9 @@ impl CostDevice {
         self.counted.costs[operation as usize].add(cost);
     }
 
-    fn reserve(&mut self, parts: &[TensorView<'_>]) -> Result<CountedMatrix, ComputeError> {
-        let mut matrix = CountedMatrix { num_outputs: 0, num_inputs: 0, byte_len: 0 };
+    fn reserve(&mut self, parts: &[TensorView<'_>], numerics: Numerics) -> Result<CountedMatrix, ComputeError> {
+        let is_rounded = numerics == Numerics::Default && parts.iter().all(|part| !part.ty.is_float());
+        let mut matrix = CountedMatrix { num_outputs: 0, num_inputs: 0, byte_len: 0, is_rounded };
         for part in parts {
             let &[num_outputs, num_inputs] = part.shape else {
                 let reason = format!("shape {:?} is no matrix", part.shape);
@@ -244,17 +247,17 @@ impl Compute for CostDevice {
     type KvPool = CountedPool;
     type Step = CountedStep;
 
-    fn load_matrix(&mut self, parts: &[TensorView<'_>], _: Numerics) -> Result<CountedMatrix, ComputeError> {
-        self.reserve(parts)
+    fn load_matrix(&mut self, parts: &[TensorView<'_>], numerics: Numerics) -> Result<CountedMatrix, ComputeError> {
+        self.reserve(parts, numerics)
     }
 
     fn load_gate_up(
         &mut self,
         gate: &TensorView<'_>,
         up: &TensorView<'_>,
-        _: Numerics,
+        numerics: Numerics,
     ) -> Result<CountedMatrix, ComputeError> {
-        self.reserve(&[*gate, *up])
+        self.reserve(&[*gate, *up], numerics)
     }
 
     fn load_vector(&mut self, values: &[f32]) -> Result<CountedVector, ComputeError> {
@@ -295,10 +298,11 @@ impl Compute for CostDevice {
         let vectors = op.norm.map_or(0, |(norm, _)| norm.len) + op.bias.map_or(0, |bias| bias.len);
         // A residual is read before it is written.
         let out_width = if op.epilogue == Epilogue::Add { 2 * out.width } else { out.width };
+        let num_terms = if op.weight.is_rounded { op.rounding.num_terms() as u64 } else { 1 };
         let cost = Cost {
             weight_bytes: op.weight.byte_len + vectors * F32,
             activation_bytes: num_rows * (x.width + out_width) * F32,
-            matmul_operations: 2 * op.weight.num_outputs * op.weight.num_inputs * num_rows,
+            matmul_operations: 2 * op.weight.num_outputs * op.weight.num_inputs * num_rows * num_terms,
             ..Cost::default()
         };
         self.count(if op.rows == Rows::All { Operation::Matmul } else { Operation::MatmulOutputs }, &cost);

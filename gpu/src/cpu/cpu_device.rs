@@ -163,7 +163,8 @@ impl Compute for CpuDevice {
             Rows::Outputs => step.output_rows.len(),
         };
         let input = Input { x: x.rows(num_rows), norm: op.norm.map(|(weight, epsilon)| (weight.as_slice(), epsilon)) };
-        let product = Product { weight: op.weight, bias: op.bias.map(AlignedVec::as_slice), epilogue: op.epilogue };
+        let bias = op.bias.map(AlignedVec::as_slice);
+        let product = Product { weight: op.weight, bias, epilogue: op.epilogue, rounding: op.rounding };
         let result = matmul(&self.pool, self.isa, input, product, out.rows_mut(num_rows), &mut self.matmul_scratch);
         self.note(result);
     }

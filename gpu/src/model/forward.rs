@@ -20,9 +20,15 @@ use relevo_wire::{KvLayout, LayerIndex};
 use super::limits::StepLimits;
 use super::load::{LayerWeights, LoadError, Loader, ModelOptions, Weights};
 use super::step::{KvMemory, Progress, StepModel};
-use crate::compute::{Attention, Compute, ComputeError, Epilogue, Matmul, RopeAndStore, RowOutput, Rows, StepPlan};
+use crate::compute::{
+    Attention, Compute, ComputeError, Epilogue, Matmul, RopeAndStore, Rounding, RowOutput, Rows, StepPlan,
+};
 use crate::description::ModelDescription;
 use crate::weights::ModelFiles;
+
+/// The output head's rounding goes into the logits as it is, where that of a layer is one of many contributions. To round finer costs little there: few
+/// rows have an output, and one stream waits for memory.
+const HEAD_ROUNDING: Rounding = Rounding::Twice;
 
 /// A model on a device: weights, activations, KV pool.
 pub struct Model<C: Compute> {
@@ -151,6 +157,7 @@ impl<C: Compute> Model<C> {
             bias: None,
             epilogue: Epilogue::Store,
             rows: Rows::Outputs,
+            rounding: HEAD_ROUNDING,
         };
         device.matmul(&running.step, op, &activations.output_hidden, &mut activations.logits);
         device.sample(&running.step, &mut activations.logits);
@@ -175,6 +182,7 @@ impl<C: Compute> Pass<'_, C> {
             bias: weights.qkv_bias.as_ref(),
             epilogue: Epilogue::Store,
             rows: Rows::All,
+            rounding: Rounding::Once,
         };
         self.device.matmul(self.step, op, &activations.hidden, &mut activations.qkv);
         let op = RopeAndStore {
@@ -211,13 +219,15 @@ impl<C: Compute> Pass<'_, C> {
         hidden: &mut C::Buffer,
         feed_forward: &mut C::Buffer,
     ) {
-        let (bias, epilogue) = (weights.attention_output_bias.as_ref(), Epilogue::Add);
-        let output = Matmul { weight: &weights.attention_output, norm: None, bias, epilogue, rows };
+        let (epilogue, rounding) = (Epilogue::Add, Rounding::Once);
+        let bias = weights.attention_output_bias.as_ref();
+        let output = Matmul { weight: &weights.attention_output, norm: None, bias, epilogue, rows, rounding };
         self.device.matmul(self.step, output, attention, hidden);
         let norm = Some((&weights.feed_forward_norm, self.shape.norm_epsilon));
-        let gate_up = Matmul { weight: &weights.gate_up, norm, bias: None, epilogue: Epilogue::SiluMul, rows };
+        let gate_up =
+            Matmul { weight: &weights.gate_up, norm, bias: None, epilogue: Epilogue::SiluMul, rows, rounding };
         self.device.matmul(self.step, gate_up, hidden, feed_forward);
-        let down = Matmul { weight: &weights.down, norm: None, bias: None, epilogue, rows };
+        let down = Matmul { weight: &weights.down, norm: None, bias: None, epilogue, rows, rounding };
         self.device.matmul(self.step, down, feed_forward, hidden);
     }
 }

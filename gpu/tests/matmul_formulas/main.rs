@@ -7,7 +7,7 @@ mod reference;
 
 use encoded::{Encoded, Random};
 use proptest::prelude::*;
-use relevo_gpu::compute::Epilogue;
+use relevo_gpu::compute::{Epilogue, Rounding};
 use relevo_gpu::cpu::matmul::{Input, PackedMatrix, Product, Scratch, matmul};
 use relevo_gpu::cpu::{Isa, ThreadPool};
 use relevo_gpu::weights::TensorType;
@@ -27,7 +27,15 @@ const TYPES: [TensorType; 11] = [
     TensorType::Q6_K,
 ];
 
-const NUMERICS: [Numerics; 2] = [Numerics::Default, Numerics::Exact];
+/// How exactly a product is computed: [`ROUNDED_TWICE`] and the like.
+type Manner = (Numerics, Rounding);
+
+const ROUNDED_ONCE: Manner = (Numerics::Default, Rounding::Once);
+const ROUNDED_TWICE: Manner = (Numerics::Default, Rounding::Twice);
+/// No rounding is done, though one is asked for.
+const EXACT: Manner = (Numerics::Exact, Rounding::Twice);
+
+const MANNERS: [Manner; 3] = [ROUNDED_ONCE, ROUNDED_TWICE, EXACT];
 
 /// Inputs that are odd for a type: a whole number of its blocks, and neither a power of two nor a whole number of records.
 fn odd_inputs(ty: TensorType) -> usize {
@@ -52,19 +60,30 @@ impl Bench {
         matmul(&self.pool, isa, input, product, out, &mut self.scratch).unwrap();
     }
 
-    fn store(&mut self, isa: Isa, x: &[f32], weight: &PackedMatrix) -> Vec<f32> {
+    fn store(&mut self, isa: Isa, x: &[f32], (weight, rounding): (&PackedMatrix, Rounding)) -> Vec<f32> {
         let mut out = vec![f32::NAN; x.len() / weight.num_inputs() * weight.num_outputs()];
-        let product = Product { weight, bias: None, epilogue: Epilogue::Store };
+        let product = Product { weight, bias: None, epilogue: Epilogue::Store, rounding };
         self.multiply(isa, Input { x, norm: None }, product, &mut out);
         out
     }
 }
 
 /// `[rows, outputs]` by the stated formula.
-fn expected(x: &[f32], w: &Encoded, numerics: Numerics) -> Vec<f32> {
-    let int8 = numerics == Numerics::Default && !w.is_float();
-    let dot = if int8 { reference::int8_dot } else { reference::float_dot };
+fn expected(x: &[f32], w: &Encoded, manner: Manner) -> Vec<f32> {
+    let dot = match manner {
+        _ if w.is_float() => reference::float_dot,
+        (Numerics::Exact, _) => reference::float_dot,
+        (Numerics::Default, Rounding::Once) => reference::int8_dot,
+        (Numerics::Default, Rounding::Twice) => reference::two_int8_dots,
+    };
     x.chunks(w.shape[1]).flat_map(|row| (0..w.shape[0]).map(move |output| dot(row, w, output))).collect()
+}
+
+/// `[rows, outputs]` of stacked parts; one that is not quantised keeps them all from being rounded twice.
+fn expected_of_parts(x: &[f32], parts: &[Encoded], (numerics, rounding): Manner) -> Vec<f32> {
+    let rounding = if parts.iter().any(Encoded::is_float) { Rounding::Once } else { rounding };
+    let of_row = |row| parts.iter().flat_map(move |part| expected(row, part, (numerics, rounding)));
+    x.chunks(parts[0].shape[1]).flat_map(of_row).collect()
 }
 
 fn assert_same_bits(actual: &[f32], expected: &[f32], what: &str) {
@@ -82,17 +101,13 @@ fn every_type_instruction_set_and_number_of_rows_gives_the_stated_formula() {
         let w = Encoded::random(ty, 37, odd_inputs(ty), &mut random);
         let k = w.shape[1];
         let x = random.floats(100 * k);
-        for numerics in NUMERICS {
-            let packed = PackedMatrix::pack(&[w.view()], numerics).unwrap();
-            let expected = expected(&x, &w, numerics);
+        for manner in MANNERS {
+            let packed = PackedMatrix::pack(&[w.view()], manner.0).unwrap();
+            let expected = expected(&x, &w, manner);
             for isa in Isa::available() {
                 for rows in (1..=40).chain([64, 100]) {
-                    let actual = bench.store(isa, &x[..rows * k], &packed);
-                    assert_same_bits(
-                        &actual,
-                        &expected[..rows * 37],
-                        &format!("{ty:?} {numerics:?} {isa} {rows} rows"),
-                    );
+                    let actual = bench.store(isa, &x[..rows * k], (&packed, manner.1));
+                    assert_same_bits(&actual, &expected[..rows * 37], &format!("{ty:?} {manner:?} {isa} {rows} rows"));
                 }
             }
         }
@@ -107,34 +122,33 @@ fn finished(products: &[f32], bias: Option<&[f32]>, residual: Option<&[f32]>, nu
 
 #[test]
 fn parts_of_different_types_are_stacked_and_normed_biased_and_added() {
+    for second in [TensorType::F16, TensorType::Q5_1] {
+        check_stacked([(TensorType::Q4_K, 40), (second, 19), (TensorType::Q6_K, 5), (TensorType::Q8_0, 16)]);
+    }
+}
+
+fn check_stacked(parts: [(TensorType, usize); 4]) {
     let mut bench = Bench::new(2);
     let mut random = Random(7);
     let k = 512;
-    let parts = [(TensorType::Q4_K, 40), (TensorType::F16, 19), (TensorType::Q6_K, 5), (TensorType::Q8_0, 16)]
-        .map(|(ty, n)| Encoded::random(ty, n, k, &mut random));
-    let num_outputs = 40 + 19 + 5 + 16;
+    let num_outputs = parts.iter().map(|(_, n)| n).sum();
+    let parts = parts.map(|(ty, n)| Encoded::random(ty, n, k, &mut random));
     let (x, norm) = (random.floats(9 * k), random.floats(k));
     let (bias, residual) = (random.floats(num_outputs), random.floats(9 * num_outputs));
     let normed: Vec<f32> = x.chunks(k).flat_map(|row| reference::rms_norm(row, &norm, 1e-5)).collect();
-    for numerics in NUMERICS {
-        let packed = PackedMatrix::pack(&parts.each_ref().map(Encoded::view), numerics).unwrap();
-        let of_parts = parts.each_ref().map(|part| expected(&normed, part, numerics));
-        let products: Vec<f32> = (0..9)
-            .flat_map(|row| {
-                let row_of = |part: &Encoded, y: &[f32]| y[row * part.shape[0]..][..part.shape[0]].to_vec();
-                parts.iter().zip(&of_parts).flat_map(move |(part, y)| row_of(part, y)).collect::<Vec<f32>>()
-            })
-            .collect();
+    for manner in MANNERS {
+        let packed = PackedMatrix::pack(&parts.each_ref().map(Encoded::view), manner.0).unwrap();
+        let products = expected_of_parts(&normed, &parts, manner);
         for isa in Isa::available() {
             for (bias, epilogue) in
                 [(None, Epilogue::Store), (Some(&*bias), Epilogue::Store), (Some(&*bias), Epilogue::Add)]
             {
                 let mut out = residual.clone();
                 let input = Input { x: &x, norm: Some((&norm, 1e-5)) };
-                bench.multiply(isa, input, Product { weight: &packed, bias, epilogue }, &mut out);
+                bench.multiply(isa, input, Product { weight: &packed, bias, epilogue, rounding: manner.1 }, &mut out);
                 let residual = (epilogue == Epilogue::Add).then_some(&*residual);
                 let expected = finished(&products, bias, residual, num_outputs);
-                assert_same_bits(&out, &expected, &format!("{numerics:?} {isa} {epilogue:?}"));
+                assert_same_bits(&out, &expected, &format!("{manner:?} {isa} {epilogue:?}"));
             }
         }
     }
@@ -145,17 +159,22 @@ fn gate_and_up_are_joined_by_silu() {
     let mut bench = Bench::new(2);
     let mut random = Random(11);
     let k = 256;
-    for (gate_ty, up_ty) in [(TensorType::Q4_1, TensorType::Q4_1), (TensorType::Q4_K, TensorType::F32)] {
+    for (gate_ty, up_ty, manner) in [
+        (TensorType::Q4_1, TensorType::Q4_1, ROUNDED_ONCE),
+        (TensorType::Q4_1, TensorType::Q5_0, ROUNDED_TWICE),
+        (TensorType::Q4_K, TensorType::F32, ROUNDED_ONCE),
+    ] {
         let [gate, up] = [gate_ty, up_ty].map(|ty| Encoded::random(ty, 35, k, &mut random));
         let x = random.floats(18 * k);
         let bias = random.floats(70);
         let packed = PackedMatrix::pack_gate_up(&gate.view(), &up.view(), Numerics::Default).unwrap();
         let [gates, ups] = [(&gate, &bias[..35]), (&up, &bias[35..])]
-            .map(|(w, bias)| finished(&expected(&x, w, Numerics::Default), Some(bias), None, 35));
+            .map(|(w, bias)| finished(&expected(&x, w, manner), Some(bias), None, 35));
         let mut first: Option<Vec<f32>> = None;
         for isa in Isa::available() {
             let mut out = vec![0.0; 18 * 35];
-            let product = Product { weight: &packed, bias: Some(&bias), epilogue: Epilogue::SiluMul };
+            let (bias, rounding) = (Some(&*bias), manner.1);
+            let product = Product { weight: &packed, bias, epilogue: Epilogue::SiluMul, rounding };
             bench.multiply(isa, Input { x: &x, norm: None }, product, &mut out);
             for ((gate, up), out) in gates.iter().zip(&ups).zip(&out) {
                 let gate = f64::from(*gate);
@@ -187,21 +206,21 @@ fn a_row_of_a_packed_matrix_is_dequantised_exactly() {
 }
 
 #[test]
-fn eight_bit_activations_stay_close_to_real_numbers() {
+fn rounded_activations_stay_close_to_real_numbers() {
     let mut bench = Bench::new(1);
     for ty in TYPES {
         let mut random = Random(41 + ty as u64);
         let w = Encoded::random(ty, 20, 768, &mut random);
         let x = random.floats(768);
-        for (numerics, tolerance) in [(Numerics::Default, 0.01), (Numerics::Exact, 2e-6)] {
-            let packed = PackedMatrix::pack(&[w.view()], numerics).unwrap();
-            let actual = bench.store(Isa::detect(), &x, &packed);
+        for (manner, tolerance) in [(ROUNDED_ONCE, 0.01), (ROUNDED_TWICE, 1e-5), (EXACT, 2e-6)] {
+            let packed = PackedMatrix::pack(&[w.view()], manner.0).unwrap();
+            let actual = bench.store(Isa::detect(), &x, (&packed, manner.1));
             for (output, actual) in actual.iter().enumerate() {
                 let expected = reference::exact_dot(&x, &w, output);
                 let norm = |values: &[f32]| values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
                 let size = norm(&x) * norm(&w.weights[output * 768..][..768]);
                 let error = (f64::from(*actual) - expected).abs();
-                assert!(error <= tolerance * size, "{ty:?} {numerics:?}: {actual}, expected {expected}");
+                assert!(error <= tolerance * size, "{ty:?} {manner:?}: {actual}, expected {expected}");
             }
         }
     }
@@ -214,12 +233,13 @@ fn rows_of_nothing_large_numbers_and_no_number_do_not_disturb_their_neighbours()
     let w = Encoded::random(TensorType::Q4_1, 16, 64, &mut random);
     let packed = PackedMatrix::pack(&[w.view()], Numerics::Default).unwrap();
     let good = random.floats(64);
-    let alone = bench.store(Isa::detect(), &good, &packed);
-    for odd in [0.0, 1e-38, 1e34, f32::INFINITY, f32::NAN] {
-        for isa in Isa::available() {
+    for rounding in [Rounding::Once, Rounding::Twice] {
+        let alone = bench.store(Isa::detect(), &good, (&packed, rounding));
+        let odd = [0.0, 1e-38, 1e34, f32::INFINITY, f32::NAN];
+        for (odd, isa) in odd.into_iter().flat_map(|odd| Isa::available().map(move |isa| (odd, isa))) {
             let mut x = good.repeat(3);
             x[64..128].fill(odd);
-            let out = bench.store(isa, &x, &packed);
+            let out = bench.store(isa, &x, (&packed, rounding));
             assert_same_bits(&out[..16], &alone, "the row before");
             assert_same_bits(&out[32..], &alone, "the row after");
             assert_eq!(out[16..32].iter().all(|y| y.is_finite()), odd.is_finite(), "{odd} {isa}: {:?}", &out[16..32]);
@@ -255,7 +275,7 @@ proptest! {
     #[test]
     fn threads_instruction_sets_and_other_rows_do_not_change_a_row(
         ty in (0..TYPES.len()).prop_map(|index| TYPES[index]),
-        numerics in prop_oneof![Just(Numerics::Default), Just(Numerics::Exact)],
+        manner in (0..MANNERS.len()).prop_map(|index| MANNERS[index]),
         num_outputs in 1usize..200,
         blocks in 1usize..5,
         num_rows in 1usize..40,
@@ -265,19 +285,20 @@ proptest! {
         let mut random = Random(seed);
         let k = blocks * ty.block().0 + if ty.block().0 == 1 { 30 } else { 0 };
         let w = Encoded::random(ty, num_outputs, k, &mut random);
-        let packed = PackedMatrix::pack(&[w.view()], numerics).unwrap();
+        let packed = PackedMatrix::pack(&[w.view()], manner.0).unwrap();
+        let weight = (&packed, manner.1);
         let x = random.floats(num_rows * k);
-        let last = last_row_alone(&x, &packed);
+        let last = last_row_alone(&x, weight);
         let mut bench = Bench::new(num_threads);
         for isa in Isa::available() {
-            let out = bench.store(isa, &x, &packed);
+            let out = bench.store(isa, &x, weight);
             assert_same_bits(&out[(num_rows - 1) * num_outputs..], &last, isa.name());
         }
     }
 }
 
 /// The last row's products, alone, by the portable kernels on one thread.
-fn last_row_alone(x: &[f32], packed: &PackedMatrix) -> Vec<f32> {
+fn last_row_alone(x: &[f32], weight: (&PackedMatrix, Rounding)) -> Vec<f32> {
     let isa = Isa::available().last().unwrap();
-    Bench::new(1).store(isa, &x[x.len() - packed.num_inputs()..], packed)
+    Bench::new(1).store(isa, &x[x.len() - weight.0.num_inputs()..], weight)
 }

@@ -18,17 +18,31 @@ pub(crate) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     x.iter().zip(weight).map(|(x, w)| x * scale * w).collect()
 }
 
+/// Scale and codes of a block of activations.
+fn rounded(x: &[f32]) -> (f32, Vec<i32>) {
+    let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    let code = |x: &f32| if largest == 0.0 { 0 } else { (x * (127.0 / largest)).round_ties_even() as i32 };
+    (largest / 127.0, x.iter().map(code).collect())
+}
+
+/// One row times one output: the int8 formula for activations that are rounded twice.
+pub(crate) fn two_int8_dots(row: &[f32], w: &Encoded, output: usize) -> f32 {
+    let left: Vec<f32> = row
+        .chunks(32)
+        .flat_map(|x| {
+            let (scale, codes) = rounded(x);
+            x.iter().zip(codes).map(move |(x, code)| (-scale).mul_add(code as f32, *x))
+        })
+        .collect();
+    int8_dot(row, w, output) + int8_dot(&left, w, output)
+}
+
 /// One row times one output: the int8 formula.
 pub(crate) fn int8_dot(row: &[f32], w: &Encoded, output: usize) -> f32 {
     let k = w.shape[1];
     let mut acc = 0.0f32;
     for (index, x) in row.chunks(32).enumerate() {
-        let largest = x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-        let a_scale = largest / 127.0;
-        let codes: Vec<i32> = x
-            .iter()
-            .map(|x| if largest == 0.0 { 0 } else { (x * (127.0 / largest)).round_ties_even() as i32 })
-            .collect();
+        let (a_scale, codes) = rounded(x);
         let at = output * k + index * 32;
         let dot = |range: std::ops::Range<usize>| range.map(|i| w.codes[at + i] * codes[i]).sum::<i32>() as f32;
         if w.ty == TensorType::Q6_K {

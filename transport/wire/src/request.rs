@@ -9,7 +9,7 @@ use crate::{Instant64, SequenceId, TenantId, TokenId};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Numerics {
-    /// int8 activations for quantised weights, f32 for float weights, f16 KV.
+    /// int8 activations for quantised weights (twice eight bits before the output head), f32 for float weights, f16 KV.
     #[default]
     Default,
     /// f32 activations and f32 KV.

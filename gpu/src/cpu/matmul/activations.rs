@@ -38,19 +38,22 @@ impl<T> Strided<T> {
     }
 }
 
-/// Normalises a row and rounds it to 8 bits.
-pub(super) fn write_int8(isa: Isa, row: Row<'_>, to: &mut Strided<ActivationBlock>) {
+/// A block as a sum of `TERMS` blocks of 8 bits: each after the first holds what those before it leave.
+pub(super) type Terms<const TERMS: usize> = [ActivationBlock; TERMS];
+
+/// Normalises a row and rounds it to 8 bits, `TERMS` times.
+pub(super) fn write_int8<const TERMS: usize>(isa: Isa, row: Row<'_>, to: &mut Strided<Terms<TERMS>>) {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-    fn avx512(row: Row<'_>, to: &mut Strided<ActivationBlock>) {
+    fn avx512<const TERMS: usize>(row: Row<'_>, to: &mut Strided<Terms<TERMS>>) {
         // SAFETY: the features are this function's.
-        write_int8_generic::<simd::Avx512, _>(unsafe { Avx512::new() }, row, to);
+        write_int8_generic::<simd::Avx512, _, TERMS>(unsafe { Avx512::new() }, row, to);
     }
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn avx2(row: Row<'_>, to: &mut Strided<ActivationBlock>) {
+    fn avx2<const TERMS: usize>(row: Row<'_>, to: &mut Strided<Terms<TERMS>>) {
         // SAFETY: the features are this function's.
-        write_int8_generic::<simd::Avx2, _>(unsafe { Avx2::new() }, row, to);
+        write_int8_generic::<simd::Avx2, _, TERMS>(unsafe { Avx2::new() }, row, to);
     }
     match isa {
         // SAFETY: whoever holds this Isa has found its instructions in this processor.
@@ -59,7 +62,7 @@ pub(super) fn write_int8(isa: Isa, row: Row<'_>, to: &mut Strided<ActivationBloc
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2(row, to) },
-        _ => write_int8_generic::<simd::Portable, _>(Portable::<PANEL_ROWS>, row, to),
+        _ => write_int8_generic::<simd::Portable, _, TERMS>(Portable::<PANEL_ROWS>, row, to),
     }
 }
 
@@ -69,17 +72,34 @@ multiversion! {
 }
 
 #[inline(always)]
-fn write_int8_generic<V: Lanes, S: Vector>(s: S, (x, norm): Row<'_>, to: &mut Strided<ActivationBlock>) {
+fn write_int8_generic<V: Lanes, S: Vector, const TERMS: usize>(
+    s: S,
+    (x, norm): Row<'_>,
+    to: &mut Strided<Terms<TERMS>>,
+) {
     let blocks = x.as_chunks::<BLOCK>().0.iter().enumerate();
     match norm {
-        None => blocks.for_each(|(index, x)| to.write(index, s.quantise(x))),
+        None => blocks.for_each(|(index, x)| to.write(index, terms(s, x))),
         Some((weight, epsilon)) => {
             let scale = rms_scale::<V>(x, epsilon);
             for ((index, x), weight) in blocks.zip(weight.as_chunks::<BLOCK>().0) {
-                to.write(index, s.quantise(&from_fn(|i| x[i] * scale * weight[i])));
+                to.write(index, terms(s, &from_fn(|i| x[i] * scale * weight[i])));
             }
         }
     }
+}
+
+#[inline(always)]
+fn terms<S: Vector, const TERMS: usize>(s: S, x: &[f32; BLOCK]) -> Terms<TERMS> {
+    let mut terms = [ActivationBlock::default(); TERMS];
+    let mut left = *x;
+    for term in &mut terms {
+        *term = s.quantise(&left);
+        for (left, code) in left.iter_mut().zip(term.codes.iter().flat_map(|codes| codes.to_le_bytes())) {
+            *left = (-term.scale).mul_add(f32::from(code as i8), *left);
+        }
+    }
+    terms
 }
 
 #[inline(always)]

@@ -29,11 +29,13 @@ impl Columns {
     }
 }
 
-/// Products of one panel, a row each, and their bias, if they have one.
+/// Products of one panel and their bias, if they have one.
 #[derive(Clone, Copy)]
 pub(super) struct Products<'a> {
-    /// One for each row of the output, or more.
+    /// `num_terms` for each row of the output, or more.
     pub(super) rows: &'a [[f32; PANEL_ROWS]],
+    /// Terms of a row: their sum, in order, is its product.
+    pub(super) num_terms: usize,
     /// As wide as the columns.
     pub(super) bias: Option<&'a [f32]>,
 }
@@ -41,7 +43,11 @@ pub(super) struct Products<'a> {
 impl Products<'_> {
     #[inline(always)]
     fn biased<V: Lanes>(&self, row: usize) -> V {
-        let product = V::load(&self.rows[row]);
+        let (first, others) = self.rows[row * self.num_terms..][..self.num_terms].split_at(1);
+        let mut product = V::load(&first[0]);
+        for term in others {
+            product = product.add(V::load(term));
+        }
         self.bias.map_or(product, |bias| product.add(load(bias)))
     }
 }

@@ -4,6 +4,7 @@
 //!
 //! * int8: for each block of 32 inputs in order, `acc = fma(f32(Σ (code - offset) * a), scale * a_scale, acc)` (twice, for 16 inputs each, where a type has
 //!   scales for 16), then `acc = fma(min, a_scale * Σ a, acc)` where it has minima; the sums are exact integers.
+//! * int8, activations rounded twice: both terms are rows to a kernel, multiplied as above; the product is the first's plus the second's.
 //! * f32: for each input in order, `acc = fma(weight, x, acc)`, the weight widened or dequantised as the file's type defines it.
 
 use super::quant::{BLOCK, PANEL_ROWS, Quant, Scales, load_codes};

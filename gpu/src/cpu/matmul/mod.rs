@@ -3,6 +3,7 @@
 //! The way of a product: a matrix is packed once ([`packed`], by [`layout`] and [`quant`]) into panels of 16 outputs that are read in one pass. A product first
 //! prepares its rows ([`activations`]: RMSNorm, rounding to 8 bits), cut into tiles as high as a kernel's registers allow, then each thread takes its share of
 //! the panels, multiplies each with all tiles ([`kernel`], one source for all instruction sets of [`vector`]) and finishes the columns ([`epilogue`]).
+//! A row that is rounded twice is two rows to a kernel, side by side in its tile; the epilogue adds what they gave.
 //!
 //! **Invariant:** a row's result depends on that row and the weights: not on the other rows, the tile, the number of threads, or the instruction set. Threads split
 //! outputs, never inputs; every sum is exact or in one fixed order.
@@ -29,8 +30,8 @@ pub use packed::PackedMatrix;
 use super::aligned::AlignedVec;
 use super::isa::Isa;
 use super::pool::{ThreadPool, share};
-use crate::compute::{ComputeError, Epilogue};
-use activations::{Strided, write_f32, write_int8};
+use crate::compute::{ComputeError, Epilogue, Rounding};
+use activations::{Strided, Terms, write_f32, write_int8};
 use dispatch::{kernel, tiles};
 use epilogue::{Columns, Products, finish};
 use kernel::{ActivationBlock, PanelRun};
@@ -68,6 +69,16 @@ pub struct Product<'a> {
     pub bias: Option<&'a [f32]>,
     /// What happens to the product.
     pub epilogue: Epilogue,
+    /// How the rows are rounded.
+    pub rounding: Rounding,
+}
+
+impl Product<'_> {
+    /// Rows that a kernel takes for one of the input.
+    fn num_terms(&self) -> usize {
+        let is_rounded = self.weight.segments().iter().all(|part| self.weight.takes_int8(part.ty));
+        if is_rounded { self.rounding.num_terms() } else { 1 }
+    }
 }
 
 /// Memory that products work in; grows to the largest one and is kept by the caller.
@@ -77,13 +88,8 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Room for products of up to `num_rows` rows of `num_inputs`, so that none of them allocates.
-    ///
-    /// # Errors
-    /// Transient: memory is short.
-    pub fn reserve(&mut self, num_rows: usize, num_inputs: usize, num_threads: usize) -> Result<(), ComputeError> {
-        let wanted = Shape::new(num_rows, num_inputs, num_threads).scratch_bytes();
-        self.memory.grow(wanted / size_of::<f32>(), "the rows of a matrix product")
+    fn reserve(&mut self, shape: &Shape) -> Result<(), ComputeError> {
+        self.memory.grow(shape.scratch_bytes() / size_of::<f32>(), "the rows of a matrix product")
     }
 }
 
@@ -106,8 +112,9 @@ pub fn matmul(
     if num_rows == 0 {
         return Ok(());
     }
-    let shape = Shape::new(num_rows, product.weight.num_inputs(), pool.num_threads());
-    scratch.reserve(num_rows, shape.num_inputs, pool.num_threads())?;
+    let num_inputs = product.weight.num_inputs();
+    let shape = Shape { num_rows, num_inputs, num_threads: pool.num_threads(), num_terms: product.num_terms() };
+    scratch.reserve(&shape)?;
     let job = Job {
         isa,
         input,
@@ -155,20 +162,18 @@ struct Shape {
     num_rows: usize,
     num_inputs: usize,
     num_threads: usize,
+    /// Of a row, if it is rounded.
+    num_terms: usize,
 }
 
 impl Shape {
-    fn new(num_rows: usize, num_inputs: usize, num_threads: usize) -> Self {
-        Self { num_rows, num_inputs, num_threads }
-    }
-
     fn prepares_alone(&self) -> bool {
         self.num_threads == 1 || self.num_rows <= PREPARE_ALONE
     }
 
     /// Bytes of one region of 8-bit blocks; the last tile may be up to four rows higher than it needs to be.
     fn int8_bytes(&self) -> usize {
-        let blocks = self.num_inputs.div_ceil(BLOCK) * (self.num_rows + TILE_SLACK);
+        let blocks = self.num_inputs.div_ceil(BLOCK) * (self.num_rows * self.num_terms + TILE_SLACK);
         (blocks * size_of::<ActivationBlock>()).next_multiple_of(Lines::LINE)
     }
 
@@ -185,16 +190,17 @@ impl Shape {
     }
 }
 
-/// Most rows that a tile exceeds the rows left.
+/// Most rows of a kernel that a tile exceeds those left.
 const TILE_SLACK: usize = 4;
 
-/// The tiles that `num_rows` rows are cut into: (first row, height); the last may be higher than the rows left.
-fn cut(isa: Isa, num_rows: usize) -> impl Iterator<Item = (usize, usize)> {
-    let heights = tiles(isa);
+/// The tiles that a product's rows are cut into: (first row, height); the last may be higher than the rows left.
+fn cut(isa: Isa, Shape { num_rows, num_terms, .. }: Shape) -> impl Iterator<Item = (usize, usize)> {
+    let whole_rows = move |height: &&usize| height.is_multiple_of(num_terms);
+    let heights = move || tiles(isa).iter().filter(whole_rows).map(move |height| height / num_terms);
     let mut first = 0;
     std::iter::from_fn(move || {
         let left = num_rows - first;
-        let height = *heights.iter().find(|&&height| height >= left).or(heights.last())?;
+        let height = heights().find(|&height| height >= left).or(heights().next_back())?;
         let tile = (first, height);
         first += height.min(left);
         (left > 0).then_some(tile)
@@ -230,11 +236,11 @@ impl Job<'_> {
     /// # Safety
     /// `region` is one.
     unsafe fn tile_activations(&self, region: *mut u8, int8: bool, first_row: usize) -> *mut u8 {
-        let Shape { num_inputs, .. } = self.shape;
+        let Shape { num_inputs, num_terms, .. } = self.shape;
         // SAFETY: rows lie in order in both halves of a region.
         unsafe {
             if int8 {
-                region.cast::<ActivationBlock>().add(first_row * (num_inputs / BLOCK)).cast()
+                region.cast::<ActivationBlock>().add(first_row * num_terms * (num_inputs / BLOCK)).cast()
             } else {
                 region.add(self.shape.int8_bytes()).cast::<f32>().add(first_row * num_inputs).cast()
             }
@@ -249,15 +255,17 @@ impl Job<'_> {
         let num_inputs = self.shape.num_inputs;
         let weight = self.product.weight;
         let kinds = [true, false].map(|int8| weight.segments().iter().any(|part| weight.takes_int8(part.ty) == int8));
-        for (first_row, tile) in cut(self.isa, self.shape.num_rows) {
+        for (first_row, tile) in cut(self.isa, self.shape) {
             for row in rows.start.max(first_row)..rows.end.min(first_row + tile) {
                 let x = &self.input.x[row * num_inputs..][..num_inputs];
                 // SAFETY: row `row - first_row` of its tile, inside the region.
                 unsafe {
                     if kinds[0] {
-                        let to = self.tile_activations(region, true, first_row).cast::<ActivationBlock>();
-                        let mut to = Strided::new(to.add(row - first_row), tile, num_inputs / BLOCK);
-                        write_int8(self.isa, (x, self.input.norm), &mut to);
+                        let to = self.tile_activations(region, true, first_row);
+                        match self.shape.num_terms {
+                            1 => self.round::<1>(x, to, (row - first_row, tile)),
+                            _ => self.round::<2>(x, to, (row - first_row, tile)),
+                        }
                     }
                     if kinds[1] {
                         let to = self.tile_activations(region, false, first_row).cast::<f32>();
@@ -267,6 +275,16 @@ impl Job<'_> {
                 }
             }
         }
+    }
+
+    /// Normalises and rounds the row `index` of a tile of `height` rows.
+    ///
+    /// # Safety
+    /// `tile` has room for that many rows of `TERMS` terms, and no other thread touches this one.
+    unsafe fn round<const TERMS: usize>(&self, x: &[f32], tile: *mut u8, (index, height): (usize, usize)) {
+        // SAFETY: the caller's promise.
+        let mut to = unsafe { Strided::new(tile.cast::<Terms<TERMS>>().add(index), height, x.len() / BLOCK) };
+        write_int8(self.isa, (x, self.input.norm), &mut to);
     }
 
     /// Multiplies one thread's share of the panels with all rows.
@@ -294,13 +312,13 @@ impl Job<'_> {
     /// As [`Job::multiply`].
     unsafe fn multiply_panels(&self, part: &Segment, up: Option<&Segment>, panels: Range<usize>, worker: &mut Worker) {
         worker.share_end = panels.end;
-        let most_tile = cut(self.isa, self.shape.num_rows).next().map_or(1, |(_, tile)| tile);
-        let few = PRODUCTS / (most_tile * PANEL_ROWS);
+        let most_tile = cut(self.isa, self.shape).next().map_or(1, |(_, tile)| tile);
+        let few = PRODUCTS / (most_tile * self.shape.num_terms * PANEL_ROWS);
         let many_tiles = self.shape.num_rows > FEW_TILES * most_tile;
         let group = if many_tiles { few.max(PANEL_GROUP_BYTES / part.stride) } else { few };
         for group_start in panels.clone().step_by(group) {
             let group_end = panels.end.min(group_start + group);
-            for tile in cut(self.isa, self.shape.num_rows) {
+            for tile in cut(self.isa, self.shape) {
                 for start in (group_start..group_end).step_by(few) {
                     // SAFETY: the caller's promise.
                     unsafe { self.multiply_tile((part, up), start..group_end.min(start + few), tile, worker) };
@@ -328,16 +346,16 @@ impl Job<'_> {
             }
         }
         let [products, up_products] = &worker.products;
-        let (first_row, height) = tile;
+        let ((first_row, height), num_terms) = (tile, self.shape.num_terms);
         let num_outputs = self.product.weight.num_outputs();
         for (index, panel) in panels.enumerate() {
             let column = part.column + panel * PANEL_ROWS;
             let width = PANEL_ROWS.min(part.num_outputs - panel * PANEL_ROWS);
             let bias = |column: usize| self.product.bias.map(|bias| &bias[column..column + width]);
-            let rows = index * height..(index + 1) * height;
-            let product = Products { rows: &products.0[rows.clone()], bias: bias(column) };
+            let rows = index * height * num_terms..(index + 1) * height * num_terms;
+            let product = Products { rows: &products.0[rows.clone()], num_terms, bias: bias(column) };
             let up_bias = up.and_then(|_| bias(num_outputs + column));
-            let up_product = Products { rows: &up_products.0[rows], bias: up_bias };
+            let up_product = Products { rows: &up_products.0[rows], num_terms, bias: up_bias };
             // SAFETY: inside the output, and these columns are this thread's.
             let mut out = unsafe {
                 let first = self.out.add(first_row * num_outputs + column);
@@ -371,6 +389,7 @@ impl Job<'_> {
             activations: unsafe { self.tile_activations(worker.region, int8, first_row) },
             out: products.as_mut_ptr().cast(),
         };
+        let height = height * self.shape.num_terms;
         assert!(panels.len() * height <= products.len(), "products fit");
         // SAFETY: the kernel is this `isa`'s; the panels lie in the matrix, the tile in the region, and the results fit.
         unsafe { kernel(self.isa, part.ty, int8, height)(&run) };
@@ -387,7 +406,7 @@ struct Worker {
     products: [Waiting; 2],
 }
 
-/// `[num_panels, tile, 16]`.
+/// `[num_panels, tile, num_terms, 16]`.
 #[repr(align(64))]
 struct Waiting([[f32; PANEL_ROWS]; PRODUCTS / PANEL_ROWS]);
 

@@ -125,7 +125,7 @@ impl PackedMatrix {
 
     /// Whether a segment of type `ty` takes activations in 8 bits.
     pub(super) fn takes_int8(&self, ty: TensorType) -> bool {
-        self.numerics == Numerics::Default && !matches!(ty, TensorType::F32 | TensorType::F16 | TensorType::BF16)
+        self.numerics == Numerics::Default && !ty.is_float()
     }
 }
 
