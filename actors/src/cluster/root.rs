@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
-use relevo_wire::DeviceId;
+use relevo_wire::{DeviceId, Epoch};
 use tokio::sync::mpsc;
 
 use super::directory::Directory;
@@ -124,11 +124,11 @@ impl RootState {
     fn give_up(&mut self, device: DeviceId, error: ActorProcessingErr) -> Result<(), ActorProcessingErr> {
         let directory = &self.arguments.directory;
         tracing::error!(%device, error, "cannot be started again, and is given up");
-        if let Some(port) = directory.device(device) {
-            drop(port.disconnect());
-        }
+        let port = directory.device(device);
+        drop(port.map(|port| port.disconnect()));
         directory.keeper.device_lost(directory, device, &[]);
-        let _ = directory.coordinator.cast(CoordinatorMessage::Left(device));
+        let epoch = port.map_or_else(Epoch::default, |port| port.epoch());
+        let _ = directory.coordinator.cast(CoordinatorMessage::Left { device, epoch });
         let any_device = self.children.iter().any(|(child, _)| matches!(child, Child::Device(_)));
         if any_device { Ok(()) } else { Err(error) }
     }

@@ -94,8 +94,13 @@ pub enum Standing {
 pub enum CoordinatorEvent {
     /// A device speaks.
     Heartbeat(Heartbeat),
-    /// A device is given up.
-    Left(DeviceId),
+    /// A device is given up, as it was in this epoch; only a later one brings it back.
+    Left {
+        /// It.
+        device: DeviceId,
+        /// Its last.
+        epoch: Epoch,
+    },
     /// Time went by.
     Tick,
 }
@@ -113,12 +118,16 @@ pub enum CoordinatorEffect {
 #[derive(Clone, Debug)]
 pub struct CoordinatorCore {
     limits: CoordinatorLimits,
-    map: ClusterMap,
+    term: u64,
+    /// The devices as it knows them now, by id.
+    devices: Vec<MapEntry>,
     pulses: BTreeMap<DeviceId, Pulse>,
+    /// The last epoch of each device that was given up: what it said then may still be on its way.
+    departed: BTreeMap<DeviceId, Epoch>,
     last_tick: Option<Instant64>,
     /// Until then it only listens: it has succeeded another, and does not know everyone yet.
     listens_until: Option<Instant64>,
-    published: Vec<MapEntry>,
+    published: ClusterMap,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -128,45 +137,85 @@ struct Pulse {
     progressed: Instant64,
 }
 
+impl Pulse {
+    /// By what it has said: of what it does in silence nothing is known.
+    fn is_stuck(&self, limits: CoordinatorLimits) -> bool {
+        self.heard.since(self.progressed) >= limits.no_progress
+    }
+}
+
 impl CoordinatorCore {
-    /// A coordinator that knows nobody.
-    pub fn new(limits: CoordinatorLimits) -> Self {
-        let map = ClusterMap { term: 1, ..ClusterMap::default() };
-        Self { limits, map, pulses: BTreeMap::new(), last_tick: None, listens_until: None, published: Vec::new() }
+    /// A coordinator that knows nobody. `seen`: the highest (term, version) that its own node has seen, (0, 0) for none.
+    pub fn new(limits: CoordinatorLimits, seen: (u64, MapVersion), now: Instant64) -> Self {
+        let published = ClusterMap { term: 1, ..ClusterMap::default() };
+        let mut core = Self {
+            limits,
+            term: published.term,
+            devices: Vec::new(),
+            pulses: BTreeMap::new(),
+            departed: BTreeMap::new(),
+            last_tick: None,
+            listens_until: None,
+            published,
+        };
+        core.outbid(seen, now);
+        core
     }
 
-    /// The map in force.
+    /// The map in force: the last one that was published.
     pub fn map(&self) -> &ClusterMap {
-        &self.map
+        &self.published
     }
 
     /// Handles one event.
     pub fn handle(&mut self, event: CoordinatorEvent, now: Instant64, effects: &mut Vec<CoordinatorEffect>) {
         match event {
             CoordinatorEvent::Heartbeat(heartbeat) => self.heard(heartbeat, now),
-            CoordinatorEvent::Left(device) => {
-                self.pulses.remove(&device);
-                self.map.devices.retain(|entry| entry.facts.device != device);
-            }
+            CoordinatorEvent::Left { device, epoch } => self.left(device, epoch),
             CoordinatorEvent::Tick => self.tick(now, effects),
         }
         let listens = self.listens_until.is_some_and(|until| now < until);
-        if self.map.devices != self.published && !listens {
-            self.published.clone_from(&self.map.devices);
-            self.map.version.0 += 1;
-            effects.push(CoordinatorEffect::Publish(self.map.clone()));
+        // A higher term is news by itself: maps of this coordinator's earlier one were refused.
+        let is_news = self.term != self.published.term || self.devices != self.published.devices;
+        if is_news && !listens {
+            let version = MapVersion(self.published.version.0 + 1);
+            self.published = ClusterMap { term: self.term, version, devices: self.devices.clone() };
+            effects.push(CoordinatorEffect::Publish(self.published.clone()));
+        }
+    }
+
+    fn left(&mut self, device: DeviceId, epoch: Epoch) {
+        if self.known(device).is_some_and(|entry| entry.facts.epoch > epoch) {
+            return;
+        }
+        let last = self.departed.entry(device).or_insert(epoch);
+        *last = epoch.max(*last);
+        self.pulses.remove(&device);
+        self.devices.retain(|entry| entry.facts.device != device);
+    }
+
+    fn known(&self, device: DeviceId) -> Option<&MapEntry> {
+        self.devices.iter().find(|entry| entry.facts.device == device)
+    }
+
+    /// Whether a device that speaks of this epoch is one that was given up, or has begun another since.
+    fn is_over(&self, device: DeviceId, epoch: Epoch) -> bool {
+        self.departed.get(&device).is_some_and(|last| epoch <= *last)
+            || self.known(device).is_some_and(|entry| entry.facts.epoch > epoch)
+    }
+
+    /// Somebody has seen a map of an earlier coordinator: this one goes on above it.
+    fn outbid(&mut self, (term, version): (u64, MapVersion), now: Instant64) {
+        if (term, version) > (self.term, self.published.version) {
+            self.term = term + 1;
+            self.listens_until.get_or_insert(now + self.limits.silence);
         }
     }
 
     fn heard(&mut self, heartbeat: Heartbeat, now: Instant64) {
-        let Heartbeat { facts, serving, progress, busy, map: (term, version) } = heartbeat;
-        // Somebody has seen a map of an earlier coordinator: this one goes on above it.
-        if term > self.map.term || (term == self.map.term && version > self.map.version) {
-            self.map.term = term + 1;
-            self.listens_until.get_or_insert(now + self.limits.silence);
-        }
-        let known = self.map.devices.iter().find(|entry| entry.facts.device == facts.device);
-        if known.is_some_and(|entry| entry.facts.epoch > facts.epoch) {
+        let Heartbeat { facts, serving, progress, busy, map } = heartbeat;
+        self.outbid(map, now);
+        if self.is_over(facts.device, facts.epoch) {
             return;
         }
         let pulse = self.pulses.entry(facts.device).or_insert(Pulse { heard: now, progress, progressed: now });
@@ -175,8 +224,8 @@ impl CoordinatorCore {
             pulse.progress = progress;
             pulse.progressed = now;
         }
-        let is_stuck = now.since(pulse.progressed) >= self.limits.no_progress;
-        let standing = match known.map(|entry| entry.standing) {
+        let is_stuck = pulse.is_stuck(self.limits);
+        let standing = match self.known(facts.device).map(|entry| entry.standing) {
             _ if !serving => Standing::Starting,
             // A tick suspects; only progress clears.
             Some(Standing::Suspected) if is_stuck => Standing::Suspected,
@@ -186,22 +235,22 @@ impl CoordinatorCore {
     }
 
     fn put(&mut self, entry: MapEntry) {
-        match self.map.devices.binary_search_by_key(&entry.facts.device, |known| known.facts.device) {
-            Ok(index) => self.map.devices[index] = entry,
-            Err(index) => self.map.devices.insert(index, entry),
+        match self.devices.binary_search_by_key(&entry.facts.device, |known| known.facts.device) {
+            Ok(index) => self.devices[index] = entry,
+            Err(index) => self.devices.insert(index, entry),
         }
     }
 
     fn tick(&mut self, now: Instant64, effects: &mut Vec<CoordinatorEffect>) {
         let lateness = self.last_tick.map_or(Duration::ZERO, |last| now.since(last).saturating_sub(self.limits.tick));
         self.last_tick = Some(now);
-        for entry in &mut self.map.devices {
+        for entry in &mut self.devices {
             let Some(pulse) = self.pulses.get_mut(&entry.facts.device) else { continue };
             // We were away, and what they said meanwhile may still be on its way to us.
             pulse.heard = pulse.heard + lateness;
             pulse.progressed = pulse.progressed + lateness;
             let is_silent = now.since(pulse.heard) >= self.limits.silence;
-            let is_stuck = now.since(pulse.progressed) >= self.limits.no_progress;
+            let is_stuck = pulse.is_stuck(self.limits);
             if (is_silent || is_stuck) && entry.standing == Standing::Serving {
                 entry.standing = Standing::Suspected;
                 effects.push(CoordinatorEffect::Suspect(entry.facts.device));

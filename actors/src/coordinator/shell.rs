@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use relevo_wire::{DeviceId, Epoch};
 use tokio::task::JoinSet;
 
 use super::core::{CoordinatorCore, CoordinatorEffect, CoordinatorEvent, CoordinatorLimits, Heartbeat};
@@ -28,8 +29,8 @@ pub(crate) struct CoordinatorActor;
 pub(crate) enum CoordinatorMessage {
     /// A device lives.
     Heartbeat(Heartbeat),
-    /// A device is given up.
-    Left(relevo_wire::DeviceId),
+    /// A device is given up, after this epoch.
+    Left { device: DeviceId, epoch: Epoch },
     /// Time went by.
     Tick,
     /// To see whether the fault switches let it live.
@@ -56,8 +57,9 @@ impl Actor for CoordinatorActor {
         let mut tasks = JoinSet::new();
         tasks.spawn(tick(myself.clone()));
         let limits = CoordinatorLimits { silence: SILENCE, no_progress: directory.limits.hang_after, tick: TICK };
+        let core = CoordinatorCore::new(limits, directory.map_seen(), clock::now());
         directory.coordinator.set(myself);
-        Ok(CoordinatorState { directory, core: CoordinatorCore::new(limits), _tasks: tasks })
+        Ok(CoordinatorState { directory, core, _tasks: tasks })
     }
 
     async fn handle(
@@ -71,7 +73,7 @@ impl Actor for CoordinatorActor {
         }
         match message {
             CoordinatorMessage::Heartbeat(heartbeat) => state.handle(CoordinatorEvent::Heartbeat(heartbeat)),
-            CoordinatorMessage::Left(device) => state.handle(CoordinatorEvent::Left(device)),
+            CoordinatorMessage::Left { device, epoch } => state.handle(CoordinatorEvent::Left { device, epoch }),
             CoordinatorMessage::Tick => {
                 state.handle(CoordinatorEvent::Tick);
                 // The router may have been restarted since: it drops a map that it has.

@@ -25,7 +25,8 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self { core: CoordinatorCore::new(LIMITS), now: Instant64(1_000_000_000) }
+        let now = Instant64(1_000_000_000);
+        Self { core: CoordinatorCore::new(LIMITS, (0, MapVersion(0)), now), now }
     }
 
     fn say(&mut self, event: CoordinatorEvent) -> Vec<CoordinatorEffect> {
@@ -60,7 +61,7 @@ fn a_change_is_published_once_under_a_version_that_grows() {
     assert_eq!(world.say(CoordinatorEvent::Heartbeat(heartbeat(0, 1, 5, false))), []);
     let effects = world.say(CoordinatorEvent::Heartbeat(heartbeat(1, 1, 0, false)));
     assert!(matches!(&effects[..], [CoordinatorEffect::Publish(map)] if map.version == MapVersion(2)));
-    world.say(CoordinatorEvent::Left(DeviceId(0)));
+    world.say(CoordinatorEvent::Left { device: DeviceId(0), epoch: Epoch(1) });
     assert_eq!((world.standing(0), world.standing(1)), (None, Some(Standing::Serving)));
 }
 
@@ -118,4 +119,57 @@ fn a_successor_listens_first_and_goes_on_in_a_higher_term() {
     let effects = world.pass(6, |tick| Some(seen(tick % 2)));
     let [CoordinatorEffect::Publish(map)] = &effects[..] else { panic!("{effects:?}") };
     assert_eq!((map.term, map.devices.len()), (4, 2));
+}
+
+#[test]
+fn a_device_that_was_given_up_comes_back_in_a_later_epoch_only() {
+    let mut world = World::new();
+    let left = |epoch| CoordinatorEvent::Left { device: DeviceId(0), epoch: Epoch(epoch) };
+    world.say(CoordinatorEvent::Heartbeat(heartbeat(0, 2, 0, false)));
+    world.say(left(2));
+    // Both were under way when it was given up.
+    assert_eq!(world.say(CoordinatorEvent::Heartbeat(heartbeat(0, 2, 0, false))), []);
+    assert_eq!(world.say(CoordinatorEvent::Heartbeat(heartbeat(0, 1, 0, false))), []);
+    assert_eq!(world.standing(0), None);
+    world.say(CoordinatorEvent::Heartbeat(heartbeat(0, 3, 0, false)));
+    assert_eq!(world.standing(0), Some(Standing::Serving));
+    // The news that it was given up was slower than the device itself.
+    assert_eq!(world.say(left(2)), []);
+    assert_eq!(world.standing(0), Some(Standing::Serving));
+}
+
+#[test]
+fn what_a_successor_has_heard_is_not_in_force_while_it_listens() {
+    let mut world = World::new();
+    let seen = |device| Heartbeat { map: (3, MapVersion(9)), ..heartbeat(device, 1, 0, false) };
+    world.pass(1, |_| Some(seen(0)));
+    assert_eq!(*world.core.map(), ClusterMap { term: 1, ..ClusterMap::default() });
+}
+
+#[test]
+fn a_higher_term_is_published_even_if_nothing_else_is_new() {
+    let mut world = World::new();
+    world.pass(1, |_| Some(heartbeat(0, 1, 0, false)));
+    let seen = Heartbeat { map: (1, MapVersion(7)), ..heartbeat(0, 1, 0, false) };
+    let effects = world.pass(7, |_| Some(seen.clone()));
+    assert!(matches!(&effects[..], [CoordinatorEffect::Publish(map)] if map.term == 2), "{effects:?}");
+}
+
+#[test]
+fn a_silent_device_is_given_the_time_for_silence_however_little_there_is_for_progress() {
+    let mut world = World::new();
+    let limits = CoordinatorLimits { no_progress: Duration::from_millis(200), ..LIMITS };
+    world.core = CoordinatorCore::new(limits, (0, MapVersion(0)), world.now);
+    world.pass(3, |_| Some(heartbeat(0, 1, 0, false)));
+    assert_eq!(world.pass(4, |_| None), []);
+    assert!(world.pass(1, |_| None).contains(&CoordinatorEffect::Suspect(DeviceId(0))));
+}
+
+#[test]
+fn a_successor_whose_node_has_seen_a_map_outbids_it_though_nobody_speaks() {
+    let mut world = World::new();
+    world.core = CoordinatorCore::new(LIMITS, (1, MapVersion(4)), world.now);
+    assert_eq!(world.pass(4, |_| None), []);
+    let effects = world.pass(1, |_| None);
+    assert!(matches!(&effects[..], [CoordinatorEffect::Publish(map)] if map.term == 2 && map.devices.is_empty()));
 }
