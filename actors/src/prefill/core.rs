@@ -1,6 +1,7 @@
 //! The prefill role's decisions, pure: which sequences it has, where each is to be decoded, and whose lease it writes to.
 //!
-//! **Invariant:** every lease that was granted is either handed over or returned, once; a sequence that is gone answers nothing.
+//! **Invariant:** every lease that was granted is either handed over or returned, once; a sequence that is gone answers nothing,
+//! and does not come back.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,11 +14,16 @@ use crate::device::{Destination, GrantedLease};
 /// How long a decode worker or the router may take to answer. They answer from memory; after this it counts as a refusal.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How late an admission may come after the abort of its sequence, which another has sent: far longer than any message takes.
+const LATE_ADMISSION: Duration = Duration::from_secs(10);
+
 /// The prefill role of one device.
 #[derive(Clone, Debug)]
 pub struct PrefillCore {
     device: DeviceId,
     sequences: BTreeMap<SequenceId, Prefilling>,
+    /// Aborted while unknown, and when: an admission of theirs may still be on its way, and nobody would abort it again.
+    aborted: BTreeMap<SequenceId, Instant64>,
 }
 
 #[derive(Clone, Debug)]
@@ -166,7 +172,7 @@ pub enum PrefillEffect {
 impl PrefillCore {
     /// Nothing to do yet.
     pub fn new(device: DeviceId) -> Self {
-        Self { device, sequences: BTreeMap::new() }
+        Self { device, sequences: BTreeMap::new(), aborted: BTreeMap::new() }
     }
 
     /// Sequences that it has.
@@ -199,16 +205,20 @@ impl PrefillCore {
             }
             PrefillEvent::Abort(sequence) => {
                 if !self.abort(sequence, effects) {
-                    // It may have been handed over within the pool, or its admission died with an earlier actor.
+                    // It may have been handed over within the pool, or its admission is late, or died with an earlier actor.
+                    self.aborted.insert(sequence, now);
                     effects.push(PrefillEffect::Abort(sequence));
                 }
             }
             PrefillEvent::Ended(sequence) => self.ended(sequence, effects),
-            PrefillEvent::Tick => self.give_up_waiting(now, effects),
+            PrefillEvent::Tick => self.tick(now, effects),
         }
     }
 
     fn admit(&mut self, request: Arc<GenerateRequest>, decode: DeviceId, effects: &mut Vec<PrefillEffect>) {
+        if self.sequences.contains_key(&request.sequence) || self.aborted.contains_key(&request.sequence) {
+            return;
+        }
         let destination = if decode == self.device { Destination::SamePool } else { Destination::Remote };
         let sequence = request.sequence;
         self.sequences.insert(sequence, Prefilling { request: Arc::clone(&request), decode, stage: Stage::Submitted });
@@ -282,6 +292,11 @@ impl PrefillCore {
         if let Some(Prefilling { decode, stage: Stage::Leased(lease), .. }) = self.sequences.remove(&sequence) {
             effects.push(PrefillEffect::ReturnLease { decode, lease });
         }
+    }
+
+    fn tick(&mut self, now: Instant64, effects: &mut Vec<PrefillEffect>) {
+        self.aborted.retain(|_, at| now.since(*at) < LATE_ADMISSION);
+        self.give_up_waiting(now, effects);
     }
 
     /// An answer that does not come, from the decode side or from the router, went down with the one who owed it: the router is asked (again).

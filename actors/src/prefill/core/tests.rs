@@ -81,6 +81,21 @@ fn an_answer_that_does_not_come_is_a_refusal_and_one_that_comes_late_is_returned
     assert_eq!(effects, [PrefillEffect::AskLease { decode: DeviceId(2), request: request(1) }]);
 }
 
+#[test]
+fn an_admission_that_comes_after_its_abort_or_twice_is_not_heeded() {
+    let mut core = PrefillCore::new(HERE);
+    let admit = |id| PrefillEvent::Admit { request: request(id), decode: THERE };
+    drive(&mut core, [PrefillEvent::Abort(sequence(1))], Instant64(0));
+    assert_eq!(drive(&mut core, [PrefillEvent::Tick, admit(1)], Instant64(1)), []);
+    drive(&mut core, [admit(2), PrefillEvent::LeaseWanted(sequence(2))], Instant64(1));
+    assert_eq!(drive(&mut core, [admit(2)], Instant64(1)), []);
+    let refused = PrefillEvent::LeaseRefused { sequence: sequence(2), decode: THERE };
+    assert_eq!(drive(&mut core, [refused], Instant64(1)), [PrefillEffect::Refused(sequence(2))]);
+    // What was aborted is not remembered for ever.
+    let effects = drive(&mut core, [PrefillEvent::Tick, admit(1)], Instant64(0) + LATE_ADMISSION);
+    assert!(matches!(effects.last(), Some(PrefillEffect::Prefill { .. })), "{effects:?}");
+}
+
 proptest! {
     #[test]
     fn every_granted_lease_is_handed_over_or_returned_once(
