@@ -11,7 +11,7 @@ use std::time::Duration;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 use relevo_gpu::model::StepModel;
 use relevo_transport::{in_process, serve_frames};
-use relevo_wire::{Epoch, Instant64, SequenceId};
+use relevo_wire::{Epoch, SequenceId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -25,6 +25,7 @@ use crate::clock;
 use crate::cluster::{DeviceSpec, Directory};
 use crate::coordinator::{CoordinatorMessage, DeviceFacts, Heartbeat};
 use crate::decode::{DecodeActor, DecodeArguments};
+use crate::policy::progress::ProgressWatch;
 use crate::policy::restarts::RestartHistory;
 use crate::prefill::{PrefillActor, PrefillArguments};
 
@@ -68,7 +69,7 @@ pub(crate) struct SupervisorState {
     arguments: SupervisorArguments,
     history: RestartHistory,
     roles: Vec<(DeviceRole, ActorCell)>,
-    progress: (u64, Instant64),
+    watch: ProgressWatch,
     /// Dropped with the state, which ends the tasks.
     tasks: JoinSet<()>,
 }
@@ -91,7 +92,8 @@ impl Actor for DeviceSupervisor {
         tasks.spawn(serve_frames(receiver, Arc::clone(&port.landing)));
         tasks.spawn(beat(myself.clone()));
         let history = RestartHistory::new(directory.limits.restarts);
-        let mut state = SupervisorState { arguments, history, roles: Vec::new(), progress: (0, clock::now()), tasks };
+        let watch = ProgressWatch::new(directory.limits.hang_after, HEARTBEAT, clock::now());
+        let mut state = SupervisorState { arguments, history, roles: Vec::new(), watch, tasks };
         state.begin_epoch(&[]).await?;
         state.start_roles(&myself).await?;
         state.heartbeat();
@@ -217,7 +219,7 @@ impl SupervisorState {
         port.connect(link, remains);
         directory.tree.started(&port.engine_name(), Some(&port.tree_name()));
         let (directory, port) = (Arc::clone(directory), Arc::clone(port));
-        self.progress = (0, clock::now());
+        self.watch = ProgressWatch::new(directory.limits.hang_after, HEARTBEAT, clock::now());
         self.tasks.spawn(pump(directory, port, epoch, events));
         Ok(())
     }
@@ -268,11 +270,7 @@ impl SupervisorState {
         let SupervisorArguments { directory, port, .. } = &self.arguments;
         let now = clock::now();
         let Some((progress, busy)) = port.engine().as_ref().map(progress_of) else { return Ok(()) };
-        if progress != self.progress.0 || !busy {
-            self.progress = (progress, now);
-            return Ok(());
-        }
-        if now.since(self.progress.1) < directory.limits.hang_after {
+        if !self.watch.hangs(progress, busy, now) {
             return Ok(());
         }
         tracing::error!(device = port.name, "the engine hangs, a new epoch begins");

@@ -1,5 +1,5 @@
 //! The pure decisions: which block is given away, which prefix is held, who goes first, what a step may hold,
-//! which worker serves.
+//! which worker serves, which engine hangs.
 //!
 //! **Invariant:** no I/O, no clock, no async, no randomness in here.
 
@@ -10,5 +10,6 @@ pub mod hints;
 pub mod leases;
 pub mod planner;
 pub mod prefix;
+pub mod progress;
 pub mod restarts;
 pub mod routing;
