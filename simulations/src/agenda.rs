@@ -14,6 +14,8 @@ pub(crate) struct Link(pub(crate) Place, pub(crate) Place);
 pub(crate) enum Place {
     Gateway,
     Router,
+    Coordinator,
+    Supervisor(usize),
     Prefill(usize),
     Decode(usize),
     Engine(usize),

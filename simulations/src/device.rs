@@ -1,46 +1,72 @@
-//! One device of the world: its cores of the present epoch, its scripted model, the leases that blocks land under.
+//! One device of the world: its engine of the present epoch, its role actors, the leases that blocks land under.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use relevo_actors::coordinator::{DeviceFacts, Heartbeat};
 use relevo_actors::decode::DecodeCore;
-use relevo_actors::device::{CoreLimits, DeviceCommand, DeviceCore, GrantedLease, PlanBuffers};
+use relevo_actors::device::{CoreLimits, DeviceCommand, DeviceCore, DeviceRole, GrantedLease, PlanBuffers};
 use relevo_actors::policy::leases::Arrivals;
 use relevo_actors::policy::prefix::PrefixIdentity;
+use relevo_actors::policy::progress::ProgressWatch;
 use relevo_actors::prefill::PrefillCore;
-use relevo_actors::router::WorkerFacts;
-use relevo_gpu::model::{KvMemory, ScriptedModel, ScriptedOptions, StepModel};
-use relevo_wire::{DeviceId, Epoch, LeaseId, SequenceId};
+use relevo_gpu::model::{KvMemory, ScriptedModel, ScriptedOptions};
+use relevo_wire::{DeviceId, Epoch, Instant64, LeaseId, MapVersion, SequenceId};
 
+use crate::membership::{HANG_AFTER, HEARTBEAT};
 use crate::scenario::{CONTEXT, DeviceSpec, VOCABULARY};
 
 /// Layers of the scripted model.
 pub(crate) const NUM_LAYERS: u32 = 2;
 
 /// Term of a lease.
-const LEASE_TERM: Duration = Duration::from_millis(200);
+pub(crate) const LEASE_TERM: Duration = Duration::from_millis(200);
 
+/// A device, as its port and its supervisor know it.
 pub(crate) struct Device {
     pub(crate) id: DeviceId,
     pub(crate) spec: DeviceSpec,
+    /// Of its last engine.
     pub(crate) epoch: Epoch,
-    pub(crate) core: DeviceCore,
-    pub(crate) model: ScriptedModel,
-    pub(crate) buffers: PlanBuffers,
+    /// Whether orders reach the engine; it may be gone, or cut off.
+    pub(crate) is_connected: bool,
+    pub(crate) engine: Option<Engine>,
+    /// What a failed engine leaves to the next one.
+    pub(crate) model: Option<ScriptedModel>,
     pub(crate) prefill: PrefillCore,
     pub(crate) decode: DecodeCore,
+    /// Whether each role's actor is there.
+    pub(crate) has_actor: [bool; 2],
     /// How often each role's actor was started: what was sent to an earlier one is lost with it.
     pub(crate) lives: [u64; 2],
     pub(crate) last_lease: LeaseId,
     pub(crate) landings: BTreeMap<LeaseId, Landing>,
     /// Where the layers of a sequence go.
     pub(crate) routes: BTreeMap<SequenceId, (DeviceId, GrantedLease)>,
-    /// Orders that the engine takes in between two steps.
+    pub(crate) watch: ProgressWatch,
+    /// It is given up: nobody speaks for it.
+    pub(crate) is_away: bool,
+    /// Until then what it says to the coordinator is lost.
+    pub(crate) silent_until: Instant64,
+}
+
+/// An engine thread.
+pub(crate) struct Engine {
+    pub(crate) epoch: Epoch,
+    pub(crate) core: DeviceCore,
+    pub(crate) model: ScriptedModel,
+    pub(crate) buffers: PlanBuffers,
+    /// Orders that it takes in between two steps.
     pub(crate) inbox: VecDeque<DeviceCommand>,
     pub(crate) is_awake: bool,
-    /// Between an engine's failure and its successor.
-    pub(crate) is_down: bool,
+    pub(crate) progress: u64,
+    /// It hangs in the next step that it computes, for so long.
+    pub(crate) will_hang: Option<Duration>,
+    /// Since when it computes nothing of the step in flight.
+    pub(crate) hangs_since: Option<Instant64>,
+    /// When it hung last.
+    pub(crate) hung_until: Instant64,
 }
 
 /// An open lease.
@@ -49,7 +75,6 @@ pub(crate) struct Landing {
     pub(crate) granted: GrantedLease,
     pub(crate) arrivals: Arrivals,
     pub(crate) kv: Arc<dyn KvMemory>,
-    pub(crate) is_closed: bool,
 }
 
 pub(crate) fn scripted(num_blocks: u32) -> ScriptedModel {
@@ -63,84 +88,136 @@ pub(crate) fn scripted(num_blocks: u32) -> ScriptedModel {
     })
 }
 
-fn limits(model: &ScriptedModel, spec: &DeviceSpec) -> CoreLimits {
-    let identity = PrefixIdentity { secret: [3; 32], content: "scripted".into() };
-    CoreLimits {
-        max_running: 12,
-        max_mixed_rows: 48,
-        headroom_tokens: 32,
-        prefix_identity: spec.prefix_cache.then_some(identity),
-        ..CoreLimits::of_model(model)
+pub(crate) const fn role_index(role: DeviceRole) -> usize {
+    match role {
+        DeviceRole::Prefill => 0,
+        DeviceRole::Decode => 1,
+    }
+}
+
+impl Engine {
+    #[expect(clippy::expect_used, reason = "the limits are constants of this file")]
+    fn new(model: ScriptedModel, spec: &DeviceSpec, epoch: Epoch) -> Self {
+        let identity = PrefixIdentity { secret: [3; 32], content: "scripted".into() };
+        let limits = CoreLimits {
+            max_running: 12,
+            max_mixed_rows: 48,
+            headroom_tokens: 32,
+            prefix_identity: spec.prefix_cache.then_some(identity),
+            ..CoreLimits::of_model(&model)
+        };
+        Self {
+            epoch,
+            core: DeviceCore::new(limits, epoch).expect("the limits fit each other"),
+            model,
+            buffers: PlanBuffers::default(),
+            inbox: VecDeque::new(),
+            is_awake: false,
+            progress: 0,
+            will_hang: None,
+            hangs_since: None,
+            hung_until: Instant64(0),
+        }
+    }
+
+    /// Nothing is left of any sequence.
+    fn is_quiet(&self) -> bool {
+        let (stats, blocks) = (self.core.stats(), self.core.kv_blocks());
+        let is_idle = stats.running + stats.waiting + stats.leases == 0 && self.inbox.is_empty();
+        is_idle && blocks.active + blocks.leased == 0
     }
 }
 
 impl Device {
-    #[expect(clippy::expect_used, reason = "the limits are constants of this file")]
-    fn fresh_core(model: &ScriptedModel, spec: &DeviceSpec, epoch: Epoch) -> DeviceCore {
-        DeviceCore::new(limits(model, spec), epoch).expect("the limits fit each other")
-    }
-
+    /// A device that serves in its first epoch.
     pub(crate) fn new(index: usize, spec: DeviceSpec) -> Self {
         let id = DeviceId(u32::try_from(index).unwrap_or(u32::MAX));
-        let model = scripted(spec.num_blocks);
-        Self {
+        let mut device = Self {
             id,
-            epoch: Epoch(1),
-            core: Self::fresh_core(&model, &spec, Epoch(1)),
+            epoch: Epoch(0),
+            is_connected: false,
+            engine: None,
+            model: Some(scripted(spec.num_blocks)),
             spec,
-            model,
-            buffers: PlanBuffers::default(),
             prefill: PrefillCore::new(id),
             decode: DecodeCore::new(LeaseId(0), LEASE_TERM),
+            has_actor: [false; 2],
             lives: [0; 2],
             last_lease: LeaseId(0),
             landings: BTreeMap::new(),
             routes: BTreeMap::new(),
-            inbox: VecDeque::new(),
-            is_awake: false,
-            is_down: false,
-        }
+            watch: ProgressWatch::new(HANG_AFTER, HEARTBEAT, Instant64(0)),
+            is_away: false,
+            silent_until: Instant64(0),
+        };
+        device.begin_epoch(Instant64(0));
+        device
     }
 
-    pub(crate) fn facts(&self) -> WorkerFacts {
-        use relevo_actors::device::DeviceRole::{Decode, Prefill};
-        WorkerFacts {
-            device: self.id,
-            epoch: self.epoch,
-            prefill: self.spec.roles.contains(&Prefill),
-            decode: self.spec.roles.contains(&Decode),
-            num_blocks: self.spec.num_blocks as usize,
-            max_context: CONTEXT,
-        }
-    }
-
-    pub(crate) fn restart_prefill(&mut self) {
-        self.lives[0] += 1;
-        self.routes.clear();
-        self.prefill = PrefillCore::new(self.id);
-    }
-
-    pub(crate) fn restart_decode(&mut self) {
-        self.lives[1] += 1;
-        self.landings.clear();
-        self.decode = DecodeCore::new(self.last_lease, LEASE_TERM);
-    }
-
-    /// The pool is gone; the weights stay.
-    pub(crate) fn begin_epoch(&mut self) {
+    /// A new pool; the weights are the last engine's, if it has left them.
+    pub(crate) fn begin_epoch(&mut self, now: Instant64) {
         self.epoch.0 += 1;
-        // A scripted pool always finds its memory.
-        _ = self.model.reset();
-        self.core = Self::fresh_core(&self.model, &self.spec, self.epoch);
-        self.inbox.clear();
-        self.restart_prefill();
-        self.restart_decode();
+        let model = self.model.take().unwrap_or_else(|| scripted(self.spec.num_blocks));
+        self.engine = Some(Engine::new(model, &self.spec, self.epoch));
+        self.is_connected = true;
+        self.watch = ProgressWatch::new(HANG_AFTER, HEARTBEAT, now);
+        self.spec.roles.clone().into_iter().for_each(|role| self.start_role(role));
+    }
+
+    /// Nobody takes sequences any more, no block lands or leaves.
+    pub(crate) fn stop(&mut self) {
+        self.is_connected = false;
+        self.stop_role(DeviceRole::Prefill);
+        self.stop_role(DeviceRole::Decode);
+        self.landings.clear();
+        self.routes.clear();
+    }
+
+    /// The actor of a role is gone, with all in its mailbox.
+    pub(crate) fn stop_role(&mut self, role: DeviceRole) {
+        self.lives[role_index(role)] += 1;
+        self.has_actor[role_index(role)] = false;
+    }
+
+    pub(crate) fn start_role(&mut self, role: DeviceRole) {
+        self.has_actor[role_index(role)] = true;
+        match role {
+            DeviceRole::Prefill => {
+                self.routes.clear();
+                self.prefill = PrefillCore::new(self.id);
+            }
+            DeviceRole::Decode => {
+                self.landings.clear();
+                self.decode = DecodeCore::new(self.last_lease, LEASE_TERM);
+            }
+        }
+    }
+
+    /// What it says of itself.
+    pub(crate) fn heartbeat(&self, map: (u64, MapVersion)) -> Heartbeat {
+        let engine = self.engine.as_ref().filter(|_| self.is_connected);
+        let facts = DeviceFacts {
+            device: self.id,
+            name: format!("cpu{}", self.id.0),
+            roles: self.spec.roles.clone(),
+            epoch: self.epoch,
+            num_blocks: engine.map_or(0, |_| self.spec.num_blocks as usize),
+            max_context: engine.map_or(0, |_| CONTEXT),
+        };
+        let (progress, busy) = engine.map_or((0, false), |engine| (engine.progress, engine.core.stats().busy));
+        Heartbeat { facts, serving: engine.is_some(), progress, busy, map }
+    }
+
+    /// It serves, or would if somebody asked it to.
+    pub(crate) fn is_well(&self) -> bool {
+        let plays = |role| self.has_actor[role_index(role)];
+        let engine = self.engine.as_ref().filter(|_| self.is_connected);
+        engine.is_some_and(|engine| engine.hangs_since.is_none()) && self.spec.roles.iter().all(|&role| plays(role))
     }
 
     /// Nothing is left of any sequence.
     pub(crate) fn is_quiet(&self) -> bool {
-        let (stats, blocks) = (self.core.stats(), self.core.kv_blocks());
-        let is_idle = stats.running + stats.waiting + stats.leases == 0 && self.inbox.is_empty();
-        is_idle && blocks.active + blocks.leased == 0 && self.prefill.is_empty() && self.decode.num_leases() == 0
+        let engine = self.engine.as_ref().is_some_and(Engine::is_quiet);
+        engine && self.is_well() && self.prefill.is_empty() && self.decode.num_leases() == 0
     }
 }

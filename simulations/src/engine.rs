@@ -10,6 +10,8 @@ use relevo_wire::{Epoch, LayerIndex, LeaseId, SequenceId};
 
 use crate::agenda::{Link, Place};
 use crate::checks::Broken;
+use crate::device::Engine;
+use crate::lease_book::Cause;
 use crate::world::{Happening, World};
 
 /// Blocks of one layer on their way.
@@ -28,71 +30,139 @@ pub(crate) struct Frame {
 }
 
 impl World {
-    /// An order is on its way to the engine of this epoch.
-    pub(crate) fn order(&mut self, device: usize, from: Place, command: DeviceCommand) {
+    /// An order is on its way to the engine; false if none is there to take it. Whoever gives it, there is one channel.
+    #[must_use]
+    pub(crate) fn order(&mut self, device: usize, command: DeviceCommand) -> bool {
         let (delay, epoch) = (self.delay(), self.devices[device].epoch);
+        if !self.devices[device].is_connected {
+            return false;
+        }
         let happening = Happening::Order { device, epoch, command };
-        self.agenda.send(Link(from, Place::Engine(device)), delay, happening);
+        self.agenda.send(Link(Place::Gateway, Place::Engine(device)), delay, happening);
+        true
+    }
+
+    /// The engine of this epoch, if orders and time still reach it.
+    pub(crate) fn engine(&mut self, device: usize, epoch: Epoch) -> Option<&mut Engine> {
+        let state = &mut self.devices[device];
+        state.engine.as_mut().filter(|engine| engine.epoch == epoch)
     }
 
     pub(crate) fn wake(&mut self, device: usize) {
-        let state = &mut self.devices[device];
-        if !std::mem::replace(&mut state.is_awake, true) {
-            let epoch = state.epoch;
-            let delay = self.compute_time();
+        let delay = self.compute_time();
+        let Some(engine) = self.devices[device].engine.as_mut() else { return };
+        if engine.hangs_since.is_none() && !std::mem::replace(&mut engine.is_awake, true) {
+            let epoch = engine.epoch;
             self.agenda.after(delay, Happening::Engine { device, epoch });
         }
     }
 
-    /// The engine goes on: a layer, the end of a step, or the next step.
+    /// The engine goes on.
     pub(crate) fn run_engine(&mut self, device: usize) -> Result<(), Broken> {
-        self.devices[device].is_awake = false;
-        if self.devices[device].core.is_stepping() {
-            let event = match self.devices[device].model.advance().map_err(broken)? {
-                Progress::LayerDone(layer) => CoreEvent::LayerDone(layer),
-                Progress::Done => CoreEvent::StepDone(self.devices[device].model.finish_step().map_err(broken)?),
-            };
-            self.tell_core(device, event)?;
-            self.wake(device);
-            return Ok(());
-        }
-        while let Some(command) = self.devices[device].inbox.pop_front() {
-            self.tell_core(device, CoreEvent::Command(command))?;
-        }
-        let mut effects = Vec::new();
-        let now = self.agenda.now();
-        let state = &mut self.devices[device];
-        let planned = state.core.plan_step(now, &mut effects);
-        if planned {
-            let plan = state.core.step_plan(&mut state.buffers);
-            let begun = state.model.begin_step(&plan);
-            state.buffers.reclaim(plan);
-            begun.map_err(broken)?;
-            self.num_steps += 1;
-        }
-        self.carry_out(device, effects)?;
-        if planned {
+        let Some(mut engine) = self.devices[device].engine.take() else { return Ok(()) };
+        engine.is_awake = false;
+        let outcome = self.move_on(device, &mut engine);
+        self.devices[device].engine = Some(engine);
+        if outcome? {
             self.wake(device);
         }
         Ok(())
     }
 
-    pub(crate) fn tell_core(&mut self, device: usize, event: CoreEvent) -> Result<(), Broken> {
+    /// A layer, the end of a step, or the next step; whether there is more to do.
+    fn move_on(&mut self, device: usize, engine: &mut Engine) -> Result<bool, Broken> {
+        if engine.core.is_stepping() {
+            if let Some(lasts) = engine.will_hang.take() {
+                engine.hangs_since = Some(self.agenda.now());
+                let (id, epoch) = (self.devices[device].id, engine.epoch);
+                self.note(|| format!("the engine of {id} hangs"));
+                self.agenda.after(lasts, Happening::Resumes { device, epoch });
+                return Ok(false);
+            }
+            self.compute(device, engine)?;
+            return Ok(true);
+        }
+        while let Some(command) = engine.inbox.pop_front() {
+            self.tell_core(device, engine, CoreEvent::Command(command))?;
+        }
         let mut effects = Vec::new();
-        self.devices[device].core.handle(event, self.agenda.now(), &mut effects);
-        self.carry_out(device, effects)
+        let planned = engine.core.plan_step(self.agenda.now(), &mut effects);
+        if planned {
+            let plan = engine.core.step_plan(&mut engine.buffers);
+            let begun = engine.model.begin_step(&plan);
+            engine.buffers.reclaim(plan);
+            begun.map_err(broken)?;
+            self.tally.steps += 1;
+        } else {
+            // An idle wake-up shows that the thread lives.
+            engine.progress += 1;
+        }
+        self.carry_out(device, engine, effects)?;
+        Ok(planned)
     }
 
-    fn carry_out(&mut self, device: usize, effects: Vec<Effect>) -> Result<(), Broken> {
+    /// A layer, or the end of the step.
+    fn compute(&mut self, device: usize, engine: &mut Engine) -> Result<(), Broken> {
+        let event = match engine.model.advance().map_err(broken)? {
+            Progress::LayerDone(layer) => {
+                engine.progress += 1;
+                CoreEvent::LayerDone(layer)
+            }
+            Progress::Done => CoreEvent::StepDone(engine.model.finish_step().map_err(broken)?),
+        };
+        self.tell_core(device, engine, event)
+    }
+
+    /// An engine that has hung goes on: with its step if it was given time, else it brings out what it has and ends.
+    pub(crate) fn resume(&mut self, device: usize, epoch: Epoch) -> Result<(), Broken> {
+        let now = self.agenda.now();
+        if let Some(engine) = self.engine(device, epoch) {
+            (engine.hangs_since, engine.hung_until) = (None, now);
+            self.wake(device);
+            return Ok(());
+        }
+        let index = self.replaced.iter().position(|(of, engine)| (*of, engine.epoch) == (device, epoch));
+        let Some(index) = index else { return Ok(()) };
+        let (_, mut engine) = self.replaced.swap_remove(index);
+        let id = self.devices[device].id;
+        self.note(|| format!("the replaced engine of {id}, {epoch}, brings out its step"));
+        self.tally.late_steps += 1;
+        while engine.core.is_stepping() {
+            self.compute(device, &mut engine)?;
+        }
+        // Its orders are cut off, which it takes for the end.
+        self.tell_core(device, &mut engine, CoreEvent::Command(DeviceCommand::Drain { deadline: now }))?;
+        engine.core.audit().map_err(broken)
+    }
+
+    pub(crate) fn unpin(&mut self, device: usize, epoch: Epoch, pin: PinId) -> Result<(), Broken> {
+        if self.engine(device, epoch).is_none() {
+            return Ok(());
+        }
+        let Some(mut engine) = self.devices[device].engine.take() else { return Ok(()) };
+        let told = self.tell_core(device, &mut engine, CoreEvent::Unpinned(pin));
+        self.devices[device].engine = Some(engine);
+        self.wake(device);
+        told
+    }
+
+    fn tell_core(&mut self, device: usize, engine: &mut Engine, event: CoreEvent) -> Result<(), Broken> {
+        let (mut effects, cause, now) = (Vec::new(), Cause::of(&event), self.agenda.now());
+        engine.core.handle(event, now, &mut effects);
+        self.lease_book.compare(device, &engine.core, cause, &effects, now)?;
+        self.carry_out(device, engine, effects)
+    }
+
+    fn carry_out(&mut self, device: usize, engine: &Engine, effects: Vec<Effect>) -> Result<(), Broken> {
         let mut tokens = Vec::new();
         for effect in effects {
             match effect {
                 Effect::Emit(sequence, event) => tokens.push((sequence, event)),
                 Effect::Tell(event) => self.pump(device, event)?,
                 Effect::Push { pin, sequence, lease, layer, first_block, blocks } => {
-                    let kv = self.devices[device].model.kv_memory();
+                    let kv = engine.model.kv_memory();
                     let blocks = blocks.iter().map(|&block| kv.read(layer, block)).collect();
-                    self.push(device, (pin, sequence, lease), (layer, first_block), blocks);
+                    self.push((device, engine.epoch), (pin, sequence, lease), (layer, first_block), blocks);
                 }
                 Effect::Fault(reason) => return Err(Broken(reason)),
             }
@@ -108,12 +178,12 @@ impl World {
     /// Blocks of a sequence whose route is open go to its decode device; others go nowhere.
     fn push(
         &mut self,
-        from: usize,
+        (from, epoch): (usize, Epoch),
         (pin, sequence, lease): (PinId, SequenceId, LeaseId),
         (layer, first_block): (LayerIndex, u32),
         blocks: Vec<Bytes>,
     ) {
-        let (delay, epoch) = (self.delay(), self.devices[from].epoch);
+        let delay = self.delay();
         let route = self.devices[from].routes.get(&sequence).filter(|(_, granted)| granted.lease == lease);
         let Some((decode, granted)) = route else {
             drop(blocks);
@@ -124,33 +194,32 @@ impl World {
         self.agenda.send(Link(Place::Engine(from), Place::Landing(to)), delay, Happening::Frame(Box::new(frame)));
     }
 
-    /// An engine's news on their way to those whose they are.
+    /// An engine's news on their way to those whose they are: to the actors that are there now, whichever engine speaks.
     fn pump(&mut self, device: usize, event: DeviceEvent) -> Result<(), Broken> {
         let from = Place::Engine(device);
-        match event {
+        // An actor that is not there has lost its sequences: its supervisor sees to them.
+        let _ = match event {
             DeviceEvent::LeaseWanted { sequence } => {
                 self.tell_prefill(device, from, PrefillEvent::LeaseWanted(sequence))
             }
             DeviceEvent::PrefillFinished { sequence, first_token, continues, cached_tokens } => {
                 let event = PrefillEvent::Finished { sequence, first_token, continues, cached_tokens };
-                self.tell_prefill(device, from, event);
+                self.tell_prefill(device, from, event)
             }
             DeviceEvent::Reserved { lease, .. } => self.tell_decode(device, from, DecodeEvent::Reserved(lease)),
             DeviceEvent::Refused { lease, .. } => self.tell_decode(device, from, DecodeEvent::Refused(lease)),
             DeviceEvent::Ended { sequence, role, outcome } => {
-                if role == DeviceRole::Prefill {
-                    self.tell_prefill(device, from, PrefillEvent::Ended(sequence));
-                }
                 if outcome == SequenceOutcome::Aborted {
                     self.lost(sequence, Loss::Elsewhere)?;
                 }
+                role != DeviceRole::Prefill || self.tell_prefill(device, from, PrefillEvent::Ended(sequence))
             }
             DeviceEvent::LeaseGone { .. }
             | DeviceEvent::HandedOver { .. }
             | DeviceEvent::LayerReady { .. }
             | DeviceEvent::Stopped
-            | DeviceEvent::Faulted { .. } => {}
-        }
+            | DeviceEvent::Faulted { .. } => true,
+        };
         Ok(())
     }
 }

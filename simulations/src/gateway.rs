@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use relevo_actors::gateway::{Afterwards, Loss, Phase, StreamCore, Verdict, accused};
+use relevo_actors::gateway::{Afterwards, Loss, Phase, Placement, StreamCore, Verdict, accused};
 use relevo_actors::router::RouterEvent;
-use relevo_wire::{DeviceId, GenerateRequest, RequestError, RequestId, SequenceId, StreamEvent, TokenId};
+use relevo_wire::{DeviceId, GenerateRequest, Instant64, RequestError, RequestId, SequenceId, StreamEvent, TokenId};
 
 use crate::checks::{Broken, ensure};
 use crate::world::World;
@@ -13,9 +13,11 @@ use crate::world::World;
 /// A stream and its client.
 pub(crate) struct Live {
     pub(crate) core: StreamCore,
-    /// Its workers, while it has some: prefill, decode.
-    pub(crate) placement: Option<(DeviceId, DeviceId)>,
+    /// Its workers, while it has some.
+    pub(crate) placement: Option<Placement>,
     pub(crate) read: Read,
+    /// When it ended.
+    pub(crate) ended: Option<Instant64>,
 }
 
 /// What a client has read.
@@ -32,7 +34,7 @@ impl World {
     pub(crate) fn admit(&mut self, request: GenerateRequest) {
         let shared = Arc::new(request.clone());
         let core = StreamCore::new(request, self.agenda.now());
-        let live = Live { core, placement: None, read: Read::default() };
+        let live = Live { core, placement: None, read: Read::default(), ended: None };
         self.streams.insert(shared.sequence.request, live);
         self.tell_router(RouterEvent::Submit { request: shared, admitted: false, suspect: false });
     }
@@ -63,7 +65,8 @@ impl World {
         match live.core.lost(sequence, loss) {
             Afterwards::Nothing => {}
             Afterwards::Replay { request, suspect } => {
-                self.num_replays += 1;
+                self.tally.replays += 1;
+                self.note(|| format!("{sequence} is replayed{}", if suspect { ", as a suspect" } else { "" }));
                 self.abort_everywhere(sequence);
                 self.tell_router(RouterEvent::Ended(sequence));
                 self.tell_router(RouterEvent::Submit { request, admitted: true, suspect });
@@ -109,11 +112,7 @@ impl World {
             (live.core.sequence() == sequence).then(|| (sequence, live.core.is_on_trial()))
         });
         let accused = accused(suspects.collect::<Vec<_>>().into_iter());
-        let lost = self.select(|phase, (prefill, decode)| match phase {
-            Phase::Prefilling => prefill == device || decode == device,
-            Phase::Decoding => decode == device,
-            Phase::Queued | Phase::Over => false,
-        });
+        let lost = self.select(|phase, placement| placement.needs_pool(phase, device));
         for sequence in lost {
             self.lost(sequence, if accused.contains(&sequence) { Loss::Stepping } else { Loss::Elsewhere })?;
         }
@@ -121,7 +120,7 @@ impl World {
     }
 
     /// The present attempts whose phase and workers match.
-    pub(crate) fn select(&self, matches: impl Fn(Phase, (DeviceId, DeviceId)) -> bool) -> Vec<SequenceId> {
+    pub(crate) fn select(&self, matches: impl Fn(Phase, Placement) -> bool) -> Vec<SequenceId> {
         let is_match = |live: &&Live| live.placement.is_some_and(|placement| matches(live.core.phase(), placement));
         self.streams.values().filter(is_match).map(|live| live.core.sequence()).collect()
     }
@@ -137,7 +136,7 @@ impl World {
     }
 
     /// The router has found workers; false if the stream, or this attempt, is gone.
-    pub(crate) fn placed(&mut self, sequence: SequenceId, placement: (DeviceId, DeviceId)) -> bool {
+    pub(crate) fn placed(&mut self, sequence: SequenceId, placement: Placement) -> bool {
         let now = self.agenda.now();
         let live = self.streams.get_mut(&sequence.request).filter(|live| live.core.sequence() == sequence);
         let Some(live) = live.filter(|live| live.core.phase() != Phase::Over) else { return false };
@@ -146,16 +145,65 @@ impl World {
         true
     }
 
+    /// Nobody was there to take it: it is placed again at the next tick, by this router or the next one.
+    pub(crate) fn undelivered(&mut self, request: Arc<GenerateRequest>) -> Result<(), Broken> {
+        let sequence = request.sequence;
+        self.note(|| format!("{sequence} was not delivered"));
+        let live = self.streams.get_mut(&sequence.request).filter(|live| live.core.sequence() == sequence);
+        if let Some(live) = live {
+            live.placement = None;
+        }
+        self.tally.undelivered += 1;
+        self.route(RouterEvent::Ended(sequence))?;
+        self.undelivered.push(request);
+        Ok(())
+    }
+
+    /// What could not be delivered is placed again.
+    pub(crate) fn tick_router(&mut self) -> Result<(), Broken> {
+        for request in std::mem::take(&mut self.undelivered) {
+            let live = self.streams.get(&request.sequence.request);
+            let suspect = live.is_some_and(|live| live.core.is_on_trial());
+            self.route(RouterEvent::Submit { request, admitted: true, suspect })?;
+        }
+        self.route(RouterEvent::Tick)
+    }
+
+    /// A new router learns who is where.
+    pub(crate) fn restore_router(&mut self) -> Result<(), Broken> {
+        let live = self.streams.values().filter(|live| live.core.phase() != Phase::Over);
+        let events: Vec<_> = live.map(Live::for_a_new_router).collect();
+        events.into_iter().try_for_each(|event| self.route(event))
+    }
+
     fn stream_ended(&mut self, sequence: SequenceId) {
+        let now = self.agenda.now();
+        if let Some(live) = self.streams.get_mut(&sequence.request) {
+            live.ended = Some(now);
+            let end = live.core.end().cloned();
+            self.note(|| format!("{sequence} ends: {end:?}"));
+        }
         self.tell_router(RouterEvent::Ended(sequence));
     }
 
     fn abort_everywhere(&mut self, sequence: SequenceId) {
         let placement = self.streams.get_mut(&sequence.request).and_then(|live| live.placement.take());
-        let Some((prefill, decode)) = placement else { return };
+        let Some(Placement { prefill, decode }) = placement else { return };
         self.abort_on(prefill, sequence);
         if decode != prefill {
             self.abort_on(decode, sequence);
+        }
+    }
+}
+
+impl Live {
+    fn for_a_new_router(&self) -> RouterEvent {
+        let request = Arc::new(self.core.request().clone());
+        match self.placement {
+            Some(Placement { prefill, decode }) => {
+                RouterEvent::Placed { request, prefill, decode, started: self.core.phase() == Phase::Decoding }
+            }
+            None => RouterEvent::Submit { request, admitted: true, suspect: self.core.is_on_trial() },
         }
     }
 }

@@ -1,18 +1,26 @@
 //! Relevo's decisions in virtual time: the very state machines that serve, in a world whose clock, network and misfortunes follow from a seed.
 //!
-//! A [`Scenario`] is drawn from a seed: devices and their roles, requests, delays, crashes. A [`World`] plays it: it carries messages between
-//! the router, the prefill, decode and device cores and the streams of a gateway, with a scripted model in the place of weights, and holds every
-//! promise to account after each event. A run that breaks one ends in a [`Failure`] that names its seed, and the same seed fails the same way
-//! again: `cargo run -p relevo-simulations -- SEED`.
+//! A [`Scenario`] is drawn from a seed: devices and their roles, requests, delays, and misfortunes (engines that fail or hang, actors that die,
+//! devices that leave, heartbeats and frames that are lost). A [`World`] plays it: it carries messages between the coordinator, the router, the
+//! prefill, decode and device cores and the streams of a gateway, with a scripted model in the place of weights, and holds every promise to
+//! account after each event. A run that breaks one ends in a [`Failure`] that names its seed, and the same seed fails the same way again:
+//! `cargo run -p relevo-simulations -- SEED` tells what happens in it, line by line.
 
+mod account;
 mod agenda;
 mod checks;
 mod device;
 mod engine;
 mod gateway;
+mod landing;
+mod lease_book;
+mod membership;
+mod misfortunes;
 mod random;
 mod roles;
 mod scenario;
+mod verdict;
+mod witness;
 mod world;
 
 pub use checks::Failure;
@@ -26,4 +34,12 @@ pub use world::{Report, World};
 /// A promise that was broken.
 pub fn play(seed: u64) -> Result<Report, Failure> {
     World::new(Scenario::of_seed(seed)).play()
+}
+
+/// The same, telling everything that happens, line by line.
+///
+/// # Errors
+/// A promise that was broken.
+pub fn play_aloud(seed: u64, tell: &mut dyn FnMut(&str)) -> Result<Report, Failure> {
+    World::new(Scenario::of_seed(seed)).play_aloud(tell)
 }

@@ -2,19 +2,23 @@
 
 use std::process::ExitCode;
 
-use relevo_simulations::{Scenario, World, play};
+use relevo_simulations::{Scenario, play, play_aloud};
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "a report is what it is for")]
 fn main() -> ExitCode {
     let numbers: Vec<u64> = std::env::args().skip(1).map_while(|argument| argument.parse().ok()).collect();
     let failures: Vec<_> = match numbers[..] {
-        [seed] => match World::new(Scenario::of_seed(seed)).watched().play() {
-            Ok(report) => {
-                println!("{report:#?}");
-                Vec::new()
+        [seed] => {
+            let Scenario { devices, disaggregate, misfortunes, .. } = Scenario::of_seed(seed);
+            println!("seed {seed}: {disaggregate:?} of {devices:#?}, struck by {misfortunes:#?}");
+            match play_aloud(seed, &mut |line| println!("{line}")) {
+                Ok(report) => {
+                    println!("{report:#?}");
+                    Vec::new()
+                }
+                Err(failure) => vec![failure],
             }
-            Err(failure) => vec![failure],
-        },
+        }
         [first, num] => (first..first.saturating_add(num)).filter_map(|seed| play(seed).err()).collect(),
         _ => {
             eprintln!("usage: relevo-simulations SEED       replay one seed, event by event");

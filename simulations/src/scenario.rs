@@ -15,8 +15,11 @@ pub(crate) const VOCABULARY: u32 = 64;
 /// Tokens that a sequence may have.
 pub(crate) const CONTEXT: usize = 192;
 
-/// When the last request has come and the last misfortune has struck.
+/// When the last request has come and the last misfortune has struck, in milliseconds.
 const ACT: u64 = 400;
+
+/// Longest time that a misfortune lasts, in milliseconds: longer than it takes to notice it.
+const LONGEST: u64 = 1500;
 
 /// One run.
 #[derive(Clone, Debug)]
@@ -33,8 +36,14 @@ pub struct Scenario {
     pub misfortunes: Vec<(Instant64, Misfortune)>,
     /// Longest delay of a message.
     pub max_delay: Duration,
+    /// Streams that may wait for workers.
+    pub max_waiting: usize,
     /// Frames of blocks that are lost, in a hundred.
     pub lost_frames: u64,
+    /// Heartbeats that are lost, in a hundred.
+    pub lost_heartbeats: u64,
+    /// Heartbeats that come late, in a hundred.
+    pub late_heartbeats: u64,
 }
 
 /// One device.
@@ -64,8 +73,30 @@ pub struct RequestSpec {
 pub enum Misfortune {
     /// The engine of a device fails, and its pool with it.
     Engine(usize),
+    /// The engine of a device computes nothing in its next step, for so long; it may have been replaced by then.
+    Hang(usize, Duration),
     /// The actor of a role dies; its engine lives.
     Role(usize, DeviceRole),
+    /// A device is given up, and joins again after so long.
+    Leave(usize, Duration),
+    /// What a device says to the coordinator is lost for so long.
+    Silence(usize, Duration),
+    /// The router dies.
+    Router,
+    /// The coordinator dies.
+    Coordinator,
+    /// The coordinator does nothing for so long.
+    Sleep(Duration),
+}
+
+impl Misfortune {
+    /// How long it lasts.
+    fn duration(self) -> Duration {
+        match self {
+            Self::Hang(_, lasts) | Self::Leave(_, lasts) | Self::Silence(_, lasts) | Self::Sleep(lasts) => lasts,
+            Self::Engine(_) | Self::Role(..) | Self::Router | Self::Coordinator => Duration::ZERO,
+        }
+    }
 }
 
 impl Scenario {
@@ -80,11 +111,31 @@ impl Scenario {
         };
         let num_requests = random.between(3, 24);
         let requests = (1..=num_requests).map(|id| request(&mut random, id)).collect();
-        let num_misfortunes = if random.chance(50) { random.between(1, 4) } else { 0 };
+        let num_misfortunes = if random.chance(70) { random.between(1, 5) } else { 0 };
         let misfortunes = (0..num_misfortunes).map(|_| misfortune(&mut random, &devices)).collect();
         let max_delay = Duration::from_micros(random.between(20, 8000));
         let lost_frames = if random.chance(25) { random.between(1, 10) } else { 0 };
-        Self { seed, devices, disaggregate, requests, misfortunes, max_delay, lost_frames }
+        let max_waiting = if random.chance(10) { 4 } else { 64 };
+        let lost_heartbeats = if random.chance(25) { random.between(1, 40) } else { 0 };
+        let late_heartbeats = if random.chance(25) { random.between(1, 40) } else { 0 };
+        Self {
+            seed,
+            devices,
+            disaggregate,
+            requests,
+            misfortunes,
+            max_delay,
+            max_waiting,
+            lost_frames,
+            lost_heartbeats,
+            late_heartbeats,
+        }
+    }
+
+    /// From when on nothing goes wrong any more, and nobody comes or goes.
+    pub fn calm(&self) -> Instant64 {
+        let ends = self.misfortunes.iter().map(|&(at, misfortune)| at + misfortune.duration());
+        ends.fold(Instant64(0) + millis(ACT), Instant64::max)
     }
 }
 
@@ -138,14 +189,22 @@ fn request(random: &mut Random, id: u64) -> RequestSpec {
 }
 
 fn misfortune(random: &mut Random, devices: &[DeviceSpec]) -> (Instant64, Misfortune) {
-    let device = usize::try_from(random.between(0, devices.len() as u64)).unwrap_or(0);
+    let index = |random: &mut Random, len: usize| usize::try_from(random.between(0, len as u64)).unwrap_or(0);
+    let device = index(random, devices.len());
     let roles = &devices[device].roles;
-    let at = Instant64(0) + millis(random.between(1, ACT));
-    if random.chance(50) {
-        return (at, Misfortune::Engine(device));
-    }
-    let role = roles[usize::try_from(random.between(0, roles.len() as u64)).unwrap_or(0)];
-    (at, Misfortune::Role(device, role))
+    let role = roles[index(random, roles.len())];
+    let lasts = millis(random.between(1, LONGEST));
+    let misfortune = match random.between(0, 12) {
+        0..3 => Misfortune::Engine(device),
+        3..5 => Misfortune::Hang(device, lasts),
+        5..7 => Misfortune::Role(device, role),
+        7 => Misfortune::Leave(device, lasts),
+        8 => Misfortune::Silence(device, lasts),
+        9 => Misfortune::Router,
+        10 => Misfortune::Coordinator,
+        _ => Misfortune::Sleep(lasts),
+    };
+    (Instant64(0) + millis(random.between(1, ACT)), misfortune)
 }
 
 fn token(number: u64) -> TokenId {

@@ -248,6 +248,11 @@ impl DeviceCore {
         self.leases.len()
     }
 
+    /// Their ids, in the order in which they were granted.
+    pub fn leases(&self) -> impl Iterator<Item = LeaseId> {
+        self.leases.keys().copied()
+    }
+
     /// A snapshot.
     pub fn stats(&self) -> EngineStats {
         EngineStats {

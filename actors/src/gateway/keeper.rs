@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::core::{Afterwards, Loss, Phase, StreamCore, Verdict, accused};
 use super::handle::Submission;
+use super::placement::Placement;
 use super::stream_metrics::{StreamEnd, StreamMetrics};
 use crate::clock;
 use crate::cluster::Directory;
@@ -39,13 +40,6 @@ struct Live {
     core: StreamCore,
     events: mpsc::Sender<StreamEvent>,
     placement: Option<Placement>,
-}
-
-/// The workers of a sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Placement {
-    pub(crate) prefill: DeviceId,
-    pub(crate) decode: DeviceId,
 }
 
 /// A stream as a new router is told of it.
@@ -140,6 +134,14 @@ impl Keeper {
         true
     }
 
+    /// Nobody was there to take it: the next router, should this one die, must place it again.
+    pub(crate) fn undelivered(&self, sequence: SequenceId) {
+        let live = self.streams.get_mut(&key(sequence)).filter(|live| live.core.sequence() == sequence);
+        if let Some(mut live) = live {
+            live.placement = None;
+        }
+    }
+
     /// What came out of a step. Called by the one task that reads the engines' tokens.
     pub(crate) fn deliver(&self, directory: &Directory, batch: TokenBatch) {
         let now = clock::now();
@@ -215,13 +217,7 @@ impl Keeper {
         });
         let suspects: Vec<_> = suspects.collect();
         let accused = accused(suspects.iter().copied());
-        let lost = self.select(|live| {
-            live.placement.is_some_and(|placement| match live.core.phase() {
-                Phase::Prefilling => placement.prefill == device || placement.decode == device,
-                Phase::Decoding => placement.decode == device,
-                Phase::Queued | Phase::Over => false,
-            })
-        });
+        let lost = self.select_placed(|placement, phase| placement.needs_pool(phase, device));
         for sequence in lost {
             let loss = if accused.contains(&sequence) { Loss::Stepping } else { Loss::Elsewhere };
             self.lost(directory, sequence, loss);
@@ -230,15 +226,7 @@ impl Keeper {
 
     /// A role's actor died, and the engine has let go of what it owned.
     pub(crate) fn role_lost(&self, directory: &Directory, device: DeviceId, role: DeviceRole) {
-        let lost = self.select(|live| {
-            live.placement.is_some_and(|placement| match (role, live.core.phase()) {
-                (DeviceRole::Prefill, Phase::Prefilling) => placement.prefill == device,
-                (DeviceRole::Decode, Phase::Decoding) => placement.decode == device,
-                // Its lease went down with the ledger, and perhaps its hand-over in the mailbox.
-                (DeviceRole::Decode, Phase::Prefilling) => placement.decode == device && placement.prefill != device,
-                _ => false,
-            })
-        });
+        let lost = self.select_placed(|placement, phase| placement.needs_actor(phase, device, role));
         for sequence in lost {
             self.lost(directory, sequence, Loss::Elsewhere);
         }
@@ -246,13 +234,7 @@ impl Keeper {
 
     /// Everything on this device and decoding, or under way to it.
     pub(crate) fn running_on(&self, device: DeviceId) -> Vec<SequenceId> {
-        self.select(|live| {
-            live.placement.is_some_and(|placement| match live.core.phase() {
-                Phase::Prefilling => placement.prefill == device,
-                Phase::Decoding => placement.decode == device,
-                Phase::Queued | Phase::Over => false,
-            })
-        })
+        self.select_placed(|placement, phase| placement.steps_on(phase, device))
     }
 
     /// Tokens that must be in the cache before the next one is drawn, if this attempt lives.
@@ -319,6 +301,11 @@ impl Keeper {
         for sequence in self.select(|_| true) {
             self.reject(directory, sequence, RequestError::ShuttingDown);
         }
+    }
+
+    /// The present attempts of those who have workers, where these and the phase match.
+    fn select_placed(&self, matches: impl Fn(Placement, Phase) -> bool) -> Vec<SequenceId> {
+        self.select(|live| live.placement.is_some_and(|placement| matches(placement, live.core.phase())))
     }
 
     /// The present attempts of the streams that match, in order, so that what follows does not depend on the table's.

@@ -4,11 +4,13 @@ mod core;
 mod handle;
 mod keeper;
 mod phases;
+mod placement;
 mod shell;
 mod stream_metrics;
 
 pub use self::core::{Afterwards, Loss, Phase, StreamCore, StreamOutcome, Verdict, accused};
 pub use handle::{Gateway, SequenceStream, Submission, gateway_channel};
-pub(crate) use keeper::{Keeper, Placement};
+pub(crate) use keeper::Keeper;
 pub use phases::PhaseTimes;
+pub use placement::Placement;
 pub(crate) use shell::{GatewayActor, GatewayArguments, GatewayMessage, Intake, NAME};

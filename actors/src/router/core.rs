@@ -1,16 +1,20 @@
 //! The router's decisions, pure: admit or queue, then the cheapest pair of workers that has room.
 //!
 //! **Invariant:** a sequence is in exactly one place: in line, among the suspects, or in flight; and no device has more sequences in
-//! flight than its limits allow.
+//! flight than its limits allow. New work goes only to devices that serve by the newest map that it has seen.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use relevo_wire::{DeviceId, Epoch, GenerateRequest, Instant64, RequestError, SequenceId, blocks_for_tokens};
+use relevo_wire::{
+    DeviceId, Epoch, GenerateRequest, Instant64, MapVersion, RequestError, SequenceId, blocks_for_tokens,
+};
 
 use super::drain_rate::DrainRate;
 use super::workers::{InFlight, Workers};
+use crate::coordinator::{ClusterMap, MapEntry, Standing};
+use crate::device::DeviceRole;
 use crate::policy::fairness::{Age, FairQueue, GENERATED_TOKEN_COST, PROMPT_TOKEN_COST, Waiting};
 use crate::policy::routing::{self, Disaggregate, Route};
 
@@ -38,19 +42,18 @@ pub struct RouterLimits {
 
 /// What the router knows of a worker from the cluster map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WorkerFacts {
-    /// The device.
-    pub device: DeviceId,
+pub(super) struct WorkerFacts {
+    pub(super) device: DeviceId,
     /// Its prefix cache is empty at the start of each.
-    pub epoch: Epoch,
+    pub(super) epoch: Epoch,
     /// It takes prompts.
-    pub prefill: bool,
+    pub(super) prefill: bool,
     /// It generates.
-    pub decode: bool,
+    pub(super) decode: bool,
     /// Blocks of its pool.
-    pub num_blocks: usize,
+    pub(super) num_blocks: usize,
     /// Positions that it can hold.
-    pub max_context: usize,
+    pub(super) max_context: usize,
 }
 
 /// What happened.
@@ -82,8 +85,8 @@ pub enum RouterEvent {
     Ended(SequenceId),
     /// Its decode worker has refused a lease.
     Refused(SequenceId),
-    /// These are the workers now; others are gone.
-    Workers(Vec<WorkerFacts>),
+    /// The coordinator has published: those that serve by it are the workers now, others are gone.
+    Map(ClusterMap),
     /// Time went by.
     Tick,
 }
@@ -120,6 +123,8 @@ pub enum RouterEffect {
 #[derive(Clone, Debug)]
 pub struct RouterCore {
     limits: RouterLimits,
+    /// The newest map that it has seen.
+    map: (u64, MapVersion),
     workers: Workers,
     queue: FairQueue,
     waiting: BTreeMap<usize, Entry>,
@@ -148,6 +153,7 @@ impl RouterCore {
     pub fn new(limits: RouterLimits) -> Self {
         Self {
             limits,
+            map: (0, MapVersion(0)),
             workers: Workers::new(limits.max_running, limits.max_prefilling),
             queue: FairQueue::default(),
             waiting: BTreeMap::new(),
@@ -157,6 +163,11 @@ impl RouterCore {
             refused: BTreeMap::new(),
             drain: DrainRate::default(),
         }
+    }
+
+    /// Term and version of the newest map that it has seen.
+    pub fn map(&self) -> (u64, MapVersion) {
+        self.map
     }
 
     /// Sequences in line, suspects included.
@@ -189,12 +200,22 @@ impl RouterCore {
             }
             RouterEvent::Ended(sequence) => self.ended(sequence, now),
             RouterEvent::Refused(sequence) => self.refused(sequence, now),
-            RouterEvent::Workers(facts) => self.workers.update(&facts),
+            RouterEvent::Map(map) => self.adopt(&map),
             RouterEvent::Tick => self.give_up_waiting(now, effects),
         }
         self.retry_refused(now, effects);
         self.dispatch_suspects(now, effects);
         self.dispatch_waiting(now, effects);
+    }
+
+    /// An older map is one that was overtaken, or of a coordinator that has been replaced.
+    fn adopt(&mut self, map: &ClusterMap) {
+        if (map.term, map.version) <= self.map {
+            return;
+        }
+        self.map = (map.term, map.version);
+        let serving = map.devices.iter().filter(|entry| entry.standing == Standing::Serving);
+        self.workers.update(&serving.map(worker).collect::<Vec<_>>());
     }
 
     fn submit(
@@ -205,6 +226,10 @@ impl RouterCore {
         effects: &mut Vec<RouterEffect>,
     ) {
         let sequence = request.sequence;
+        // A router that was restarted finds it in the gateway's keeping, and perhaps again in its own mailbox.
+        if self.has(sequence) {
+            return;
+        }
         if let Some(error) = self.never_fits(&request) {
             effects.push(RouterEffect::Reject { sequence, error });
             return;
@@ -226,6 +251,12 @@ impl RouterCore {
             return;
         }
         self.enqueue(entry);
+    }
+
+    fn has(&self, sequence: SequenceId) -> bool {
+        self.slots.contains_key(&sequence)
+            || self.workers.in_flight(sequence).is_some()
+            || self.suspects.iter().any(|entry| entry.request.sequence == sequence)
     }
 
     fn enqueue(&mut self, entry: Entry) {
@@ -355,6 +386,18 @@ impl RouterCore {
             let error = RequestError::NoWorker { retry_after: NO_WORKER_PATIENCE };
             effects.push(RouterEffect::Reject { sequence, error });
         }
+    }
+}
+
+fn worker(entry: &MapEntry) -> WorkerFacts {
+    let facts = &entry.facts;
+    WorkerFacts {
+        device: facts.device,
+        epoch: facts.epoch,
+        prefill: facts.roles.contains(&DeviceRole::Prefill),
+        decode: facts.roles.contains(&DeviceRole::Decode),
+        num_blocks: facts.num_blocks,
+        max_context: facts.max_context,
     }
 }
 

@@ -5,5 +5,5 @@ mod drain_rate;
 mod shell;
 mod workers;
 
-pub use self::core::{RouterCore, RouterEffect, RouterEvent, RouterLimits, WorkerFacts};
+pub use self::core::{RouterCore, RouterEffect, RouterEvent, RouterLimits};
 pub(crate) use shell::{NAME, RouterActor, RouterMessage};

@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use relevo_wire::{GenerateRequest, MapVersion, SequenceId};
+use relevo_wire::{GenerateRequest, SequenceId};
 use tokio::task::JoinSet;
 
-use super::core::{RouterCore, RouterEffect, RouterEvent, RouterLimits, WorkerFacts};
+use super::core::{RouterCore, RouterEffect, RouterEvent, RouterLimits};
 use crate::clock;
 use crate::cluster::Directory;
-use crate::coordinator::{ClusterMap, MapEntry, Standing};
-use crate::device::DeviceRole;
+use crate::coordinator::ClusterMap;
 use crate::gateway::Placement;
 use crate::prefill::{PrefillEvent, PrefillMessage};
 
@@ -54,7 +53,6 @@ pub(crate) enum RouterMessage {
 pub(crate) struct RouterState {
     directory: Arc<Directory>,
     core: RouterCore,
-    map: (u64, MapVersion),
     undelivered: Vec<Arc<GenerateRequest>>,
     /// Dropped with the state, which ends the tasks.
     _tasks: JoinSet<()>,
@@ -79,11 +77,10 @@ impl Actor for RouterActor {
         let mut tasks = JoinSet::new();
         tasks.spawn(tick(myself.clone()));
         let core = RouterCore::new(limits);
-        let mut state =
-            RouterState { directory, core, map: (0, MapVersion(0)), undelivered: Vec::new(), _tasks: tasks };
+        let mut state = RouterState { directory, core, undelivered: Vec::new(), _tasks: tasks };
         // From here on new streams reach this mailbox; those from before are in the snapshot, some are in both.
         state.directory.router.set(myself);
-        state.adopt(&state.directory.map());
+        state.handle(RouterEvent::Map(state.directory.map()));
         state.restore();
         Ok(state)
     }
@@ -107,11 +104,8 @@ impl Actor for RouterActor {
             }
             RouterMessage::Started(sequence) => state.handle(RouterEvent::Started(sequence)),
             RouterMessage::Refused(sequence) => state.handle(RouterEvent::Refused(sequence)),
-            RouterMessage::Undelivered(request) => {
-                state.handle(RouterEvent::Ended(request.sequence));
-                state.undelivered.push(request);
-            }
-            RouterMessage::Map(map) => state.adopt(&map),
+            RouterMessage::Undelivered(request) => state.undelivered(request),
+            RouterMessage::Map(map) => state.handle(RouterEvent::Map(map)),
             RouterMessage::Tick => state.tick(),
             RouterMessage::Poke => {}
         }
@@ -141,8 +135,7 @@ impl RouterState {
                 }
                 let event = PrefillEvent::Admit { request: Arc::clone(&request), decode: route.decode };
                 if !self.to_prefill(route.prefill, event) {
-                    self.handle(RouterEvent::Ended(sequence));
-                    self.undelivered.push(request);
+                    self.undelivered(request);
                 }
             }
             RouterEffect::Redirect { sequence, prefill, decode } => {
@@ -157,19 +150,15 @@ impl RouterState {
         }
     }
 
-    fn to_prefill(&self, device: relevo_wire::DeviceId, event: PrefillEvent) -> bool {
-        self.directory.device(device).is_some_and(|port| port.prefill.cast(PrefillMessage::Event(event)))
+    /// It is placed again at the next tick; at once, it would go the same way.
+    fn undelivered(&mut self, request: Arc<GenerateRequest>) {
+        self.directory.keeper.undelivered(request.sequence);
+        self.handle(RouterEvent::Ended(request.sequence));
+        self.undelivered.push(request);
     }
 
-    /// An older map is one that was overtaken, or of a coordinator that has been replaced.
-    fn adopt(&mut self, map: &ClusterMap) {
-        if (map.term, map.version) <= self.map {
-            return;
-        }
-        self.map = (map.term, map.version);
-        tracing::debug!(?map, "adopts the cluster map");
-        let workers = map.devices.iter().filter(|entry| entry.standing == Standing::Serving).map(worker).collect();
-        self.handle(RouterEvent::Workers(workers));
+    fn to_prefill(&self, device: relevo_wire::DeviceId, event: PrefillEvent) -> bool {
+        self.directory.device(device).is_some_and(|port| port.prefill.cast(PrefillMessage::Event(event)))
     }
 
     fn tick(&mut self) {
@@ -193,18 +182,6 @@ impl RouterState {
             };
             self.handle(event);
         }
-    }
-}
-
-fn worker(entry: &MapEntry) -> WorkerFacts {
-    let facts = &entry.facts;
-    WorkerFacts {
-        device: facts.device,
-        epoch: facts.epoch,
-        prefill: facts.roles.contains(&DeviceRole::Prefill),
-        decode: facts.roles.contains(&DeviceRole::Decode),
-        num_blocks: facts.num_blocks,
-        max_context: facts.max_context,
     }
 }
 

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use relevo_wire::{RequestId, SamplingParams, TenantId};
 
 use super::*;
+use crate::coordinator::DeviceFacts;
 
 const LIMITS: RouterLimits =
     RouterLimits { max_waiting: 6, max_running: 4, max_prefilling: 2, disaggregate: Disaggregate::Auto };
@@ -26,13 +27,25 @@ fn request(id: u64) -> Arc<GenerateRequest> {
     })
 }
 
-fn worker(device: u32, prefill: bool, decode: bool) -> WorkerFacts {
-    let device = DeviceId(device);
-    WorkerFacts { device, epoch: Epoch(1), prefill, decode, num_blocks: 100, max_context: 1000 }
+fn worker(device: u32, prefill: bool, decode: bool) -> MapEntry {
+    let roles = [(prefill, DeviceRole::Prefill), (decode, DeviceRole::Decode)];
+    let facts = DeviceFacts {
+        device: DeviceId(device),
+        name: format!("cpu{device}"),
+        roles: roles.into_iter().filter(|(plays, _)| *plays).map(|(_, role)| role).collect(),
+        epoch: Epoch(1),
+        num_blocks: 100,
+        max_context: 1000,
+    };
+    MapEntry { facts, standing: Standing::Serving }
+}
+
+fn map(term: u64, version: u64, devices: Vec<MapEntry>) -> RouterEvent {
+    RouterEvent::Map(ClusterMap { term, version: MapVersion(version), devices })
 }
 
 fn both() -> RouterEvent {
-    RouterEvent::Workers(vec![worker(0, true, true)])
+    map(1, 1, vec![worker(0, true, true)])
 }
 
 fn submit(id: u64, suspect: bool) -> RouterEvent {
@@ -99,7 +112,7 @@ fn a_refused_lease_is_asked_for_elsewhere_and_then_again_after_a_while() {
     let mut core = RouterCore::new(RouterLimits { disaggregate: Disaggregate::Always, ..LIMITS });
     let mut effects = Vec::new();
     let workers = vec![worker(0, true, false), worker(1, false, true), worker(2, false, true)];
-    core.handle(RouterEvent::Workers(workers), Instant64(0), &mut effects);
+    core.handle(map(1, 1, workers), Instant64(0), &mut effects);
     core.handle(submit(1, false), Instant64(0), &mut effects);
     let sequence = request(1).sequence;
     let mut asked = Vec::new();
@@ -116,6 +129,18 @@ fn a_refused_lease_is_asked_for_elsewhere_and_then_again_after_a_while() {
 }
 
 #[test]
+fn a_sequence_that_is_submitted_twice_is_placed_once() {
+    let mut core = RouterCore::new(LIMITS);
+    drive(&mut core, vec![submit(1, false), submit(1, false), submit(2, true), submit(2, true)], 0);
+    assert_eq!(core.num_waiting(), 2);
+    assert_eq!(drive(&mut core, vec![both()], 1).0, [2]);
+    let started = RouterEvent::Started(request(2).sequence);
+    assert_eq!(drive(&mut core, vec![submit(2, true), started], 1).0, [1]);
+    assert_eq!(drive(&mut core, vec![submit(1, false), submit(2, false)], 1).0.len(), 0);
+    assert_eq!((core.num_in_flight(), core.num_waiting()), (2, 0));
+}
+
+#[test]
 fn without_any_worker_for_long_requests_are_told_so() {
     let mut core = RouterCore::new(LIMITS);
     drive(&mut core, vec![submit(1, false), submit(2, true)], 0);
@@ -124,6 +149,19 @@ fn without_any_worker_for_long_requests_are_told_so() {
     assert_eq!(rejected.len(), 2);
     assert!(rejected.iter().all(|error| matches!(error, RequestError::NoWorker { .. })));
     assert_eq!(core.num_waiting(), 0);
+}
+
+#[test]
+fn only_what_serves_by_the_newest_map_gets_new_work() {
+    let mut core = RouterCore::new(LIMITS);
+    let standing = |standing| vec![MapEntry { standing, ..worker(0, true, true) }];
+    drive(&mut core, vec![map(2, 5, standing(Standing::Suspected))], 0);
+    for (term, version) in [(2, 4), (1, 9), (2, 5)] {
+        let overtaken = map(term, version, standing(Standing::Serving));
+        assert_eq!(drive(&mut core, vec![overtaken, submit(version, false)], 0).0.len(), 0, "{term} {version}");
+    }
+    assert_eq!(core.map(), (2, MapVersion(5)));
+    assert_eq!(drive(&mut core, vec![map(3, 1, standing(Standing::Serving))], 0).0.len(), 2);
 }
 
 #[derive(Clone, Debug)]
@@ -163,7 +201,7 @@ proptest! {
         let nth = |running: &BTreeMap<SequenceId, (Route, bool)>, n: usize| {
             running.keys().nth(n % running.len().max(1)).copied()
         };
-        for step in steps {
+        for (version, step) in (1..).zip(steps) {
             let event = match step {
                 Step::Submit { id, suspect } => {
                     if !submitted.insert(request(id).sequence) {
@@ -193,7 +231,9 @@ proptest! {
                     let Some(sequence) = nth(&running, n) else { continue };
                     RouterEvent::Refused(sequence)
                 }
-                Step::Workers(mask) => RouterEvent::Workers(
+                Step::Workers(mask) => map(
+                    1,
+                    version,
                     (0..3).filter(|bit| mask >> bit & 1 == 1)
                         .map(|bit| worker(bit, mask >> (3 + bit) & 1 == 0, bit != 0 || mask & 64 == 0))
                         .collect(),

@@ -1,0 +1,46 @@
+//! Where a stream's attempt is, and whose end would be its own.
+
+use relevo_wire::DeviceId;
+
+use super::core::Phase;
+use crate::device::DeviceRole;
+
+/// The workers of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Computes its context.
+    pub prefill: DeviceId,
+    /// Generates.
+    pub decode: DeviceId,
+}
+
+impl Placement {
+    /// Whether a sequence in this phase is lost with the pool of `device`.
+    pub fn needs_pool(self, phase: Phase, device: DeviceId) -> bool {
+        match phase {
+            Phase::Prefilling => self.prefill == device || self.decode == device,
+            Phase::Decoding => self.decode == device,
+            Phase::Queued | Phase::Over => false,
+        }
+    }
+
+    /// Whether a sequence in this phase is lost with the actor of a role of `device`.
+    pub fn needs_actor(self, phase: Phase, device: DeviceId, role: DeviceRole) -> bool {
+        match (role, phase) {
+            (DeviceRole::Prefill, Phase::Prefilling) => self.prefill == device,
+            (DeviceRole::Decode, Phase::Decoding) => self.decode == device,
+            // Its lease went down with the ledger, and perhaps its hand-over in the mailbox.
+            (DeviceRole::Decode, Phase::Prefilling) => self.decode == device && self.prefill != device,
+            (_, Phase::Queued | Phase::Over) | (DeviceRole::Prefill, Phase::Decoding) => false,
+        }
+    }
+
+    /// Whether the engine of `device` steps a sequence in this phase, or is about to.
+    pub fn steps_on(self, phase: Phase, device: DeviceId) -> bool {
+        match phase {
+            Phase::Prefilling => self.prefill == device,
+            Phase::Decoding => self.decode == device,
+            Phase::Queued | Phase::Over => false,
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! A second account of every lease, kept from what is seen to happen: who holds what, until when, and how it ended.
+//!
+//! It knows nothing of the ledger of the decode role or of the device's own, which are what it holds to account.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use relevo_actors::device::{CoreEvent, DeviceCommand, DeviceCore, DeviceEvent, DeviceRole, Effect};
+use relevo_wire::{Epoch, Instant64, LeaseId};
+
+use crate::checks::{Broken, ensure};
+
+/// A lease's name in the world.
+type Name = (usize, Epoch, LeaseId);
+
+/// How long after its term a lease may still be used: until the next tick, which ends it, and by the writers that are in by then.
+const NOTICE: Duration = Duration::from_millis(30);
+
+/// How long after its term its blocks may still be held: the news must reach the engine, which may be in a step.
+const PATIENCE: Duration = Duration::from_millis(150);
+
+/// Every lease that an engine has granted.
+pub(crate) struct LeaseBook {
+    term: Duration,
+    held: BTreeMap<Name, Held>,
+    ended: BTreeSet<Name>,
+    /// Engines that are gone, or cut off.
+    over: BTreeSet<(usize, Epoch)>,
+    pub(crate) num_committed: u64,
+    pub(crate) num_released: u64,
+    pub(crate) num_expired: u64,
+}
+
+/// A lease whose blocks are reserved.
+struct Held {
+    num_blocks: u64,
+    /// When it was granted, or something arrived.
+    renewed: Instant64,
+    deadline: Option<Instant64>,
+}
+
+/// What may end a lease on its device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    Commit(LeaseId),
+    Release(LeaseId),
+    /// The ledger is gone, or the engine ends.
+    All,
+    Nothing,
+}
+
+impl Cause {
+    pub(crate) fn of(event: &CoreEvent) -> Self {
+        match event {
+            CoreEvent::Command(DeviceCommand::Commit { lease, .. }) => Self::Commit(*lease),
+            CoreEvent::Command(DeviceCommand::Release { lease }) => Self::Release(*lease),
+            CoreEvent::Command(DeviceCommand::AbortAll { role: DeviceRole::Decode } | DeviceCommand::Drain { .. }) => {
+                Self::All
+            }
+            _ => Self::Nothing,
+        }
+    }
+
+    fn ends(self, lease: LeaseId) -> bool {
+        match self {
+            Self::Commit(ended) | Self::Release(ended) => ended == lease,
+            Self::All => true,
+            Self::Nothing => false,
+        }
+    }
+}
+
+impl LeaseBook {
+    pub(crate) fn new(term: Duration) -> Self {
+        let (held, ended, over) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        Self { term, held, ended, over, num_committed: 0, num_released: 0, num_expired: 0 }
+    }
+
+    /// An engine's leases after an event: each was granted once, ended once, by what may end it; and what is leased is what the leases hold.
+    pub(crate) fn compare(
+        &mut self,
+        device: usize,
+        core: &DeviceCore,
+        cause: Cause,
+        effects: &[Effect],
+        now: Instant64,
+    ) -> Result<(), Broken> {
+        let epoch = core.epoch();
+        if self.over.contains(&(device, epoch)) {
+            return Ok(());
+        }
+        for effect in effects {
+            let Effect::Tell(DeviceEvent::Reserved { lease, .. }) = effect else { continue };
+            let name = (device, epoch, lease.lease);
+            let num_blocks = lease.blocks.len() as u64 - u64::from(lease.num_present);
+            let before = self.held.insert(name, Held { num_blocks, renewed: now, deadline: None });
+            ensure(before.is_none() && !self.ended.contains(&name), || format!("{} was granted twice", lease.lease))?;
+        }
+        let present: BTreeSet<LeaseId> = core.leases().collect();
+        let of_epoch = (device, epoch, LeaseId(0))..=(device, epoch, LeaseId(u64::MAX));
+        let gone: Vec<Name> = self
+            .held
+            .range(of_epoch.clone())
+            .map(|(&name, _)| name)
+            .filter(|name| !present.contains(&name.2))
+            .collect();
+        for name in gone {
+            ensure(cause.ends(name.2), || format!("{} ended by {cause:?}", name.2))?;
+            match cause {
+                Cause::Commit(_) => self.num_committed += 1,
+                _ => self.num_released += 1,
+            }
+            self.end(name);
+        }
+        for &lease in &present {
+            let name = (device, epoch, lease);
+            ensure(self.held.contains_key(&name), || format!("{lease} is in force and was never granted, or ended"))?;
+        }
+        let kept: u64 = self.held.range(of_epoch).map(|(_, held)| held.num_blocks).sum();
+        let leased = core.kv_blocks().leased;
+        ensure(leased == kept, || format!("{leased} blocks are leased, the leases hold {kept}"))
+    }
+
+    /// An engine is gone, and with it its pool.
+    pub(crate) fn epoch_ended(&mut self, device: usize, epoch: Epoch) {
+        let of_epoch = (device, epoch, LeaseId(0))..=(device, epoch, LeaseId(u64::MAX));
+        let gone: Vec<Name> = self.held.range(of_epoch).map(|(&name, _)| name).collect();
+        gone.into_iter().for_each(|name| self.end(name));
+        self.over.insert((device, epoch));
+    }
+
+    fn end(&mut self, name: Name) {
+        self.held.remove(&name);
+        self.ended.insert(name);
+    }
+
+    /// The decode side lets writers in from here on.
+    pub(crate) fn granted(&mut self, name: Name, deadline: Option<Instant64>, now: Instant64) {
+        if let Some(held) = self.held.get_mut(&name) {
+            (held.renewed, held.deadline) = (now, deadline);
+        }
+    }
+
+    /// It is used. In a pool that is gone nobody is harmed by what is written there.
+    pub(crate) fn used(&mut self, name: Name, use_of_it: Use, now: Instant64) -> Result<(), Broken> {
+        if self.over.contains(&(name.0, name.1)) {
+            return Ok(());
+        }
+        let Some(held) = self.held.get_mut(&name) else {
+            return Err(Broken(format!("{use_of_it:?} under {}, which does not hold its blocks", name.2)));
+        };
+        let end = held.end(self.term);
+        ensure(now <= end + NOTICE, || {
+            format!("{use_of_it:?} under {}, which ended {:?} ago", name.2, now.since(end))
+        })?;
+        if use_of_it == Use::Written {
+            held.renewed = now;
+        }
+        Ok(())
+    }
+
+    /// The decode side gives a lease up that nobody has returned: its term must be over.
+    pub(crate) fn expired(&mut self, name: Name, now: Instant64) -> Result<(), Broken> {
+        let Some(held) = self.held.get(&name) else { return Ok(()) };
+        self.num_expired += 1;
+        let end = held.end(self.term);
+        ensure(now >= end, || format!("{} expires {:?} before its time", name.2, end.since(now)))
+    }
+
+    /// Whether blocks are held for a lease whose term is over; `excused` until then, if the engine could not let go of them.
+    pub(crate) fn overdue(&self, device: usize, epoch: Epoch, excused: Instant64, now: Instant64) -> Option<LeaseId> {
+        let of_epoch = (device, epoch, LeaseId(0))..=(device, epoch, LeaseId(u64::MAX));
+        let mut held = self.held.range(of_epoch);
+        let is_overdue = |held: &Held| now > held.end(self.term).max(excused) + PATIENCE;
+        held.find(|(_, held)| is_overdue(held)).map(|(name, _)| name.2)
+    }
+
+    /// Leases that are in force.
+    pub(crate) fn num_held(&self) -> usize {
+        self.held.len()
+    }
+}
+
+/// What a lease is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    Writing,
+    Written,
+    Commit,
+}
+
+impl Held {
+    fn end(&self, term: Duration) -> Instant64 {
+        self.deadline.map_or(self.renewed + term, |deadline| deadline.min(self.renewed + term))
+    }
+}
