@@ -106,7 +106,7 @@ async fn a_request_comes_back_as_its_tokens() {
     hands.prefill(&request, Destination::SamePool);
     assert_eq!(hands.stream().await, reference(&request));
     assert!(matches!(hands.event().await, DeviceEvent::PrefillFinished { continues: true, .. }));
-    assert!(matches!(hands.event().await, DeviceEvent::HandedOver { .. }));
+    assert!(matches!(hands.event().await, DeviceEvent::HandedOver { num_blocks: 5, .. }));
     assert!(matches!(hands.event().await, DeviceEvent::Ended { outcome: SequenceOutcome::Finished, .. }));
     assert!(hands.progress.load(Ordering::Relaxed) >= 2 * 26, "a count for each layer of each step");
     patiently(hands.stats.wait_for(|stats| stats.steps >= 26 && !stats.busy)).await.unwrap();

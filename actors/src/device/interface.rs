@@ -145,6 +145,8 @@ pub enum DeviceEvent {
     HandedOver {
         /// The sequence.
         sequence: SequenceId,
+        /// Blocks that its context fills or begins.
+        num_blocks: u32,
     },
     /// To the DecodeActor: answer to [`DeviceCommand::Reserve`].
     Reserved {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use relevo_wire::{Epoch, SequenceId, blocks_for_tokens};
+use relevo_wire::Epoch;
 use tokio::sync::mpsc;
 
 use super::interface::{DeviceEvent, DeviceRole, SequenceOutcome};
@@ -51,8 +51,8 @@ fn route(directory: &Directory, port: &DevicePort, event: DeviceEvent) {
             tracing::warn!(%lease, "a commit found its lease gone");
             true
         }
-        DeviceEvent::HandedOver { sequence } => {
-            count_same_pool(directory, port, sequence);
+        DeviceEvent::HandedOver { num_blocks, .. } => {
+            count_same_pool(port, num_blocks);
             true
         }
         DeviceEvent::Ended { sequence, role, outcome } => {
@@ -70,10 +70,9 @@ fn route(directory: &Directory, port: &DevicePort, event: DeviceEvent) {
 }
 
 /// The blocks change their owner and stay where they are: what is counted is their bytes, none of which is copied.
-fn count_same_pool(directory: &Directory, port: &DevicePort, sequence: SequenceId) {
-    let num_tokens = directory.keeper.num_context_tokens(sequence);
-    if let (Some(num_tokens), Some(kv)) = (num_tokens, port.kv_memory()) {
-        let num_bytes = blocks_for_tokens(num_tokens) * kv.layout().block_bytes();
-        metrics::counter!("relevo_kv_bytes_handed_over_total", "carrier" => "same-pool").increment(num_bytes as u64);
+fn count_same_pool(port: &DevicePort, num_blocks: u32) {
+    if let Some(kv) = port.kv_memory() {
+        let num_bytes = u64::from(num_blocks) * kv.layout().block_bytes() as u64;
+        metrics::counter!("relevo_kv_bytes_handed_over_total", "carrier" => "same-pool").increment(num_bytes);
     }
 }

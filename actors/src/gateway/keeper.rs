@@ -237,12 +237,6 @@ impl Keeper {
         self.select_placed(|placement, phase| placement.steps_on(phase, device))
     }
 
-    /// Tokens that must be in the cache before the next one is drawn, if this attempt lives.
-    pub(crate) fn num_context_tokens(&self, sequence: SequenceId) -> Option<usize> {
-        let live = self.streams.get(&key(sequence)).filter(|live| live.core.sequence() == sequence)?;
-        Some(live.core.request().num_context_tokens())
-    }
-
     /// Whether it has to prove itself alone.
     pub(crate) fn is_on_trial(&self, sequence: SequenceId) -> bool {
         self.streams.get(&key(sequence)).is_some_and(|live| live.core.is_on_trial())

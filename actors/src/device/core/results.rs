@@ -102,7 +102,8 @@ impl DeviceCore {
             self.end(slot, SequenceOutcome::Pushed, effects);
         } else {
             sequence.role = DeviceRole::Decode;
-            effects.push(Effect::Tell(DeviceEvent::HandedOver { sequence: id }));
+            let num_blocks = u32::try_from(blocks_for_tokens(sequence.num_computed)).unwrap_or(u32::MAX);
+            effects.push(Effect::Tell(DeviceEvent::HandedOver { sequence: id, num_blocks }));
         }
     }
 
