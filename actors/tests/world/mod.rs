@@ -1,4 +1,4 @@
-//! A cluster over scripted models, for the tests of this folder.
+//! Clusters in every layout, over scripted models unless a test brings its own, and readers of their streams.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's helper fails as its test does")]
 
@@ -14,6 +14,7 @@ use relevo_actors::policy::routing::Disaggregate;
 use relevo_gpu::model::{ScriptedModel, ScriptedOptions};
 use relevo_wire::{
     FinishReason, GenerateRequest, RequestError, RequestId, SamplingParams, SequenceId, StreamEvent, TenantId,
+    TokenLogprobs, Usage,
 };
 use tokio::time::timeout;
 
@@ -45,8 +46,12 @@ pub fn options(layout: Layout) -> ClusterOptions {
 }
 
 pub fn options_of(layout: Layout, shape: ScriptedOptions) -> ClusterOptions {
+    options_with(layout, |name, roles| DeviceSpec::new(name, roles, move || Ok(Box::new(ScriptedModel::new(shape)))))
+}
+
+/// A layout whose devices `device` makes, by name and roles.
+pub fn options_with(layout: Layout, device: impl Fn(&str, &[DeviceRole]) -> DeviceSpec) -> ClusterOptions {
     show_traces();
-    let device = |name: &str, roles| DeviceSpec::new(name, roles, move || Ok(Box::new(ScriptedModel::new(shape))));
     let (devices, disaggregate) = match layout {
         Layout::Combined => (vec![device("cpu0", BOTH)], Disaggregate::Never),
         Layout::SameDevice => (vec![device("cpu0", BOTH)], Disaggregate::Always),
@@ -101,6 +106,8 @@ pub fn request(id: u64) -> GenerateRequest {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     pub tokens: Vec<u32>,
+    /// Log-probabilities of the prompt's tokens, then of the answer's, if asked for: ids, ranks and the bits of each float.
+    pub logprobs: Vec<u32>,
     pub end: Result<FinishReason, RequestError>,
 }
 
@@ -112,31 +119,54 @@ pub async fn read(stream: &mut SequenceStream) -> Outcome {
     read_on(None, stream).await
 }
 
+/// As [`read`], with what the answer took.
+///
+/// # Panics
+/// As [`read`], and if it failed.
+pub async fn read_with_usage(stream: &mut SequenceStream) -> (Outcome, Usage) {
+    let (outcome, usage) = read_all(None, stream).await;
+    let usage = usage.unwrap_or_else(|| panic!("the stream failed: {outcome:?}"));
+    (outcome, usage)
+}
+
 /// As [`read`], of a stream whose first event was taken.
 ///
 /// # Panics
 /// As [`read`].
-pub async fn read_on(mut first: Option<StreamEvent>, stream: &mut SequenceStream) -> Outcome {
-    let mut tokens = Vec::new();
+pub async fn read_on(first: Option<StreamEvent>, stream: &mut SequenceStream) -> Outcome {
+    read_all(first, stream).await.0
+}
+
+async fn read_all(mut first: Option<StreamEvent>, stream: &mut SequenceStream) -> (Outcome, Option<Usage>) {
+    let (mut tokens, mut bits) = (Vec::new(), Vec::new());
     loop {
         let event = match first.take() {
             None => timeout(PATIENCE, stream.next()).await.expect("a stream stands still"),
             first => first,
         };
         match event {
-            Some(StreamEvent::Token { index, token, .. }) => {
+            Some(StreamEvent::Token { index, token, logprobs }) => {
                 assert_eq!(index as usize, tokens.len(), "tokens come one by one");
                 tokens.push(token);
+                add_bits(&mut bits, logprobs);
             }
-            Some(StreamEvent::PromptLogprobs { .. }) => {}
+            Some(StreamEvent::PromptLogprobs { logprobs, .. }) => add_bits(&mut bits, logprobs),
             Some(StreamEvent::Finished { reason, usage }) => {
                 assert_eq!(usage.completion_tokens as usize, tokens.len());
                 assert_eq!(timeout(PATIENCE, stream.next()).await.unwrap(), None, "nothing follows the last event");
-                return Outcome { tokens, end: Ok(reason) };
+                return (Outcome { tokens, logprobs: bits, end: Ok(reason) }, Some(usage));
             }
-            Some(StreamEvent::Failed(error)) => return Outcome { tokens, end: Err(error) },
+            Some(StreamEvent::Failed(error)) => return (Outcome { tokens, logprobs: bits, end: Err(error) }, None),
             None => panic!("a stream was cut"),
         }
+    }
+}
+
+/// Floats compare by their bits: NaN and -0.0 would show.
+fn add_bits(bits: &mut Vec<u32>, logprobs: impl IntoIterator<Item = TokenLogprobs>) {
+    for entry in logprobs {
+        bits.extend([entry.token, entry.rank, entry.logprob.to_bits()]);
+        bits.extend(entry.top.iter().flat_map(|&(token, logprob)| [token, logprob.to_bits()]));
     }
 }
 
