@@ -22,8 +22,8 @@ up: build ## Build, fetch the default model once, and serve it on http://127.0.0
 test: tools ## Install what tests need, and run every check and test
 	@sh scripts/test
 
-soak: tools ## 2,000 mixed requests against a real server: minutes
-	RELEVO_SOAK_REQUESTS=2000 $(CARGO) test --locked -p relevo --test soak -- --nocapture
+soak: build ## 2,000 mixed requests against the release binary: minutes
+	$(CARGO) run --quiet --release --locked -p relevo --example soak
 
 bench: build ## The bare engine's speed on the default model
 	@$(CARGO) run --quiet --release --locked -p relevo -- model pull smollm2 >/dev/null

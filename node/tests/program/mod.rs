@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test binary uses a part of it")]
 
+mod scrape;
 mod server;
 
 use std::ffi::OsStr;
@@ -11,6 +12,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+pub use scrape::Scrape;
 pub use server::Server;
 
 /// How long a command may take that loads no model from a network.
@@ -29,9 +31,20 @@ pub fn default_model() -> PathBuf {
 
 /// The binary with these arguments, without a terminal, logging nothing but errors.
 pub fn relevo<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_relevo"));
+    let mut command = Command::new(binary());
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).env_remove("NO_COLOR");
     command
+}
+
+/// Cargo tells tests where it is. An example lies in a folder beside it.
+fn binary() -> PathBuf {
+    match option_env!("CARGO_BIN_EXE_relevo") {
+        Some(path) => PathBuf::from(path),
+        None => {
+            let example = std::env::current_exe().expect("Linux tells");
+            example.ancestors().nth(2).expect("an example lies in a folder").join("relevo")
+        }
+    }
 }
 
 /// What a run left.

@@ -47,11 +47,16 @@ impl Server {
         finished(self.child.take().expect("it runs"))
     }
 
-    /// Resident memory, in KiB.
-    pub fn resident_kib(&self) -> u64 {
+    /// Memory of its own in KiB: pages of mapped files, which the system takes back as it likes, do not count.
+    pub fn memory_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the process lives");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux tells");
         line.trim().trim_end_matches("kB").trim().parse().expect("a number")
+    }
+
+    /// Entries of a folder of its in `/proc`: `fd` for open files, `task` for threads.
+    pub fn entries(&self, folder: &str) -> usize {
+        std::fs::read_dir(format!("/proc/{}/{folder}", self.pid())).expect("the process lives").count()
     }
 }
 

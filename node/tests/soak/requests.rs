@@ -76,12 +76,7 @@ impl Caller {
             }
             Kind::Stream => {
                 let stream = self.post("/v1/chat/completions", chat(number, true).to_string()).await?;
-                let text = whole_text(stream).await?;
-                if text.trim_end().ends_with("data: [DONE]") {
-                    Ok(())
-                } else {
-                    Err(format!("the stream ends with {text:?}"))
-                }
+                ends_well(&whole_text(stream).await?)
             }
             Kind::Disconnect => {
                 let mut body = chat(number, true);
@@ -160,6 +155,14 @@ fn chat(number: usize, stream: bool) -> Value {
         ],
         "max_tokens": 8 + number % 24, "seed": number, "stream": stream,
     })
+}
+
+/// One reason to end, then the end.
+fn ends_well(events: &str) -> Result<(), String> {
+    let data: Vec<&str> = events.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
+    let reasons = data.iter().filter(|data| data.contains("\"finish_reason\":\"")).count();
+    let whole = data.len() == events.matches("\n\n").count() && data.last() == Some(&"[DONE]");
+    if whole && reasons == 1 { Ok(()) } else { Err(format!("an odd stream: {events:?}")) }
 }
 
 fn finished(answer: &Value, num_choices: usize) -> Result<(), String> {
