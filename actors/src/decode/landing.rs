@@ -21,7 +21,6 @@ use crate::policy::leases::{Arrivals, Left, NotAllowed};
 pub struct LandingStrip {
     leases: DashMap<LeaseId, Arc<Landing>>,
     last_lease: AtomicU64,
-    bytes_received: AtomicU64,
 }
 
 /// One open lease.
@@ -51,11 +50,6 @@ impl LandingStrip {
     /// Remembers that `lease` is taken, opened or not.
     pub fn minted(&self, lease: LeaseId) {
         self.last_lease.fetch_max(lease.0, Ordering::Relaxed);
-    }
-
-    /// Bytes of blocks that have landed.
-    pub fn bytes_received(&self) -> u64 {
-        self.bytes_received.load(Ordering::Relaxed)
     }
 
     /// Lets writers in. `notify` is told when everything is in, and when a closed lease is drained.
@@ -115,10 +109,7 @@ impl FrameSink for LandingStrip {
     fn receive(&self, header: &ArchivedKvBlocksHeader, blocks: &[Bytes]) -> Result<(), Refusal> {
         let lease = LeaseId(header.lease.0.to_native());
         let landing = self.find(lease).ok_or(Refusal::LeaseGone)?;
-        landing.receive(header, blocks)?;
-        let num_bytes: usize = blocks.iter().map(Bytes::len).sum();
-        self.bytes_received.fetch_add(num_bytes as u64, Ordering::Relaxed);
-        Ok(())
+        landing.receive(header, blocks)
     }
 }
 

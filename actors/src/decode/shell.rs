@@ -103,7 +103,6 @@ impl DecodeState {
             }
             DecodeEffect::Grant { prefill, sequence, lease } => self.grant(prefill, sequence, lease),
             DecodeEffect::Refuse { prefill, sequence } => {
-                metrics::counter!("relevo_leases_total", "outcome" => "refused").increment(1);
                 let _ = self.to_prefill(prefill, PrefillEvent::LeaseRefused { sequence, decode: self.port.id });
             }
             DecodeEffect::Close(lease) => {
@@ -112,7 +111,7 @@ impl DecodeState {
                 }
             }
             DecodeEffect::Commit(hand_over) => {
-                metrics::counter!("relevo_leases_total", "outcome" => "committed").increment(1);
+                metrics::counter!("relevo_leases_ended_total", "outcome" => "committed").increment(1);
                 let committed = self.port.command(DeviceCommand::Commit {
                     lease: hand_over.lease,
                     first_token: hand_over.first_token,
@@ -124,7 +123,7 @@ impl DecodeState {
             }
             // An engine that is gone has freed everything.
             DecodeEffect::Release(lease) => {
-                metrics::counter!("relevo_leases_total", "outcome" => "released").increment(1);
+                metrics::counter!("relevo_leases_ended_total", "outcome" => "released").increment(1);
                 let _ = self.port.command(DeviceCommand::Release { lease });
             }
             DecodeEffect::Abort(sequence) => {

@@ -105,7 +105,7 @@ impl EngineMetrics {
             (own("relevo_steps_total"), |it| it.steps),
             (own("relevo_leases_granted_total"), |it| it.leases_granted),
             (own("relevo_leases_refused_total"), |it| it.leases_refused),
-            (own("relevo_leases_gone_total"), |it| it.leases_gone),
+            (own("relevo_lease_orders_too_late_total"), |it| it.leases_gone),
         ]
     }
 

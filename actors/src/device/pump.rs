@@ -47,7 +47,6 @@ fn route(directory: &Directory, port: &DevicePort, event: DeviceEvent) {
         DeviceEvent::Reserved { lease, .. } => to_decode(DecodeEvent::Reserved(lease)),
         DeviceEvent::Refused { lease, .. } => to_decode(DecodeEvent::Refused(lease)),
         DeviceEvent::LeaseGone { lease } => {
-            metrics::counter!("relevo_lease_gone_total").increment(1);
             tracing::warn!(%lease, "a commit found its lease gone");
             true
         }

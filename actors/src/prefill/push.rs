@@ -90,7 +90,7 @@ impl Pusher {
             let (sequence, lease) = (job.sequence, job.lease.lease);
             if let Err(error) = self.push(job).await {
                 match error {
-                    PushError::LeaseGone => metrics::counter!("relevo_lease_gone_total").increment(1),
+                    PushError::LeaseGone => metrics::counter!("relevo_pushes_too_late_total").increment(1),
                     error => tracing::warn!(%sequence, %lease, %error, "blocks could not be pushed"),
                 }
                 (self.failed)(sequence);
