@@ -6,6 +6,7 @@ mod root;
 mod runner;
 mod slot;
 mod snapshot;
+mod ticker;
 mod tree;
 
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tokio::task::JoinSet;
 pub(crate) use directory::Directory;
 pub use options::{ClusterOptions, DeviceSpec, Limits, ModelFactory, TuneLimits};
 pub(crate) use slot::Slot;
+pub(crate) use ticker::Ticker;
 
 use self::root::{RootArguments, RootMessage};
 use self::runner::Runner;

@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use relevo_wire::{DeviceId, Epoch};
-use tokio::task::JoinSet;
 
 use super::core::{CoordinatorCore, CoordinatorEffect, CoordinatorEvent, CoordinatorLimits, Heartbeat};
 use crate::clock;
-use crate::cluster::Directory;
+use crate::cluster::{Directory, Ticker};
 use crate::router::RouterMessage;
 
 /// Name in the supervision tree.
@@ -40,8 +39,7 @@ pub(crate) enum CoordinatorMessage {
 pub(crate) struct CoordinatorState {
     directory: Arc<Directory>,
     core: CoordinatorCore,
-    /// Dropped with the state, which ends the tasks.
-    _tasks: JoinSet<()>,
+    _ticker: Ticker,
 }
 
 impl Actor for CoordinatorActor {
@@ -54,12 +52,11 @@ impl Actor for CoordinatorActor {
         myself: ActorRef<Self::Msg>,
         directory: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let mut tasks = JoinSet::new();
-        tasks.spawn(tick(myself.clone()));
+        let ticker = Ticker::start(myself.clone(), TICK, || CoordinatorMessage::Tick);
         let limits = CoordinatorLimits { silence: SILENCE, no_progress: directory.limits.hang_after, tick: TICK };
         let core = CoordinatorCore::new(limits, directory.map_seen(), clock::now());
         directory.coordinator.set(myself);
-        Ok(CoordinatorState { directory, core, _tasks: tasks })
+        Ok(CoordinatorState { directory, core, _ticker: ticker })
     }
 
     async fn handle(
@@ -102,17 +99,6 @@ impl CoordinatorState {
                     metrics::counter!("relevo_suspicions_total").increment(1);
                 }
             }
-        }
-    }
-}
-
-async fn tick(coordinator: ActorRef<CoordinatorMessage>) {
-    let mut ticks = tokio::time::interval(TICK);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        if coordinator.cast(CoordinatorMessage::Tick).is_err() {
-            return;
         }
     }
 }

@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use relevo_wire::{DeviceId, LeaseId, SequenceId};
-use tokio::task::JoinSet;
 
 use super::core::{DecodeCore, DecodeEffect, DecodeEvent};
 use super::landing::LandingEvent;
 use crate::clock;
-use crate::cluster::Directory;
+use crate::cluster::{Directory, Ticker};
 use crate::device::{DeviceCommand, DevicePort, GrantedLease};
 use crate::gateway::Loss;
 use crate::prefill::{PrefillEvent, PrefillMessage};
@@ -46,8 +45,7 @@ pub(crate) struct DecodeState {
     core: DecodeCore,
     /// Leases that a fault switch lets expire.
     doomed: Vec<LeaseId>,
-    /// Dropped with the state, which ends the tasks.
-    _tasks: JoinSet<()>,
+    _ticker: Ticker,
 }
 
 impl Actor for DecodeActor {
@@ -60,12 +58,11 @@ impl Actor for DecodeActor {
         myself: ActorRef<Self::Msg>,
         DecodeArguments { directory, port }: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
-        let mut tasks = JoinSet::new();
-        tasks.spawn(tick(myself.clone()));
+        let ticker = Ticker::start(myself.clone(), TICK, || DecodeMessage::Tick);
         let (name, core) =
             (port.decode_name(), DecodeCore::new(port.landing.last_lease(), directory.limits.lease_term));
         port.decode.set(myself.clone());
-        Ok(DecodeState { directory, port, myself, name, core, doomed: Vec::new(), _tasks: tasks })
+        Ok(DecodeState { directory, port, myself, name, core, doomed: Vec::new(), _ticker: ticker })
     }
 
     async fn handle(
@@ -180,16 +177,5 @@ impl DecodeState {
 
     fn to_prefill(&self, device: DeviceId, event: PrefillEvent) -> bool {
         self.directory.device(device).is_some_and(|port| port.prefill.cast(PrefillMessage::Event(event)))
-    }
-}
-
-async fn tick(actor: ActorRef<DecodeMessage>) {
-    let mut ticks = tokio::time::interval(TICK);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        if actor.cast(DecodeMessage::Tick).is_err() {
-            return;
-        }
     }
 }

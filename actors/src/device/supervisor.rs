@@ -22,7 +22,7 @@ use super::interface::{DeviceCommand, DeviceRole, EnginePorts, EngineStats, Toke
 use super::port::{DevicePort, EngineLink, Remains};
 use super::pump::pump;
 use crate::clock;
-use crate::cluster::{DeviceSpec, Directory};
+use crate::cluster::{DeviceSpec, Directory, Ticker};
 use crate::coordinator::{CoordinatorMessage, DeviceFacts, Heartbeat};
 use crate::decode::{DecodeActor, DecodeArguments};
 use crate::policy::progress::ProgressWatch;
@@ -72,6 +72,7 @@ pub(crate) struct SupervisorState {
     watch: ProgressWatch,
     /// Dropped with the state, which ends the tasks.
     tasks: JoinSet<()>,
+    _ticker: Ticker,
 }
 
 impl Actor for DeviceSupervisor {
@@ -90,10 +91,10 @@ impl Actor for DeviceSupervisor {
         let (link, receiver) = in_process(INBOUND_CAPACITY);
         port.set_inbound(link);
         tasks.spawn(serve_frames(receiver, Arc::clone(&port.landing)));
-        tasks.spawn(beat(myself.clone()));
         let history = RestartHistory::new(directory.limits.restarts);
         let watch = ProgressWatch::new(directory.limits.hang_after, HEARTBEAT, clock::now());
-        let mut state = SupervisorState { arguments, history, roles: Vec::new(), watch, tasks };
+        let ticker = Ticker::start(myself.clone(), HEARTBEAT, || SupervisorMessage::Heartbeat);
+        let mut state = SupervisorState { arguments, history, roles: Vec::new(), watch, tasks, _ticker: ticker };
         state.begin_epoch(&[]).await?;
         state.start_roles(&myself).await?;
         state.heartbeat();
@@ -354,15 +355,4 @@ pub(crate) async fn bury(remains: Remains) -> Option<Box<dyn StepModel>> {
     // Its exit notice is the last thing that a thread does: the join does not wait.
     let _ = tokio::task::spawn_blocking(move || thread.join()).await;
     exit.ok()?.model
-}
-
-async fn beat(supervisor: ActorRef<SupervisorMessage>) {
-    let mut ticks = tokio::time::interval(HEARTBEAT);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        if supervisor.cast(SupervisorMessage::Heartbeat).is_err() {
-            return;
-        }
-    }
 }

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::core::{PrefillCore, PrefillEffect, PrefillEvent};
 use super::push::{PUSH_CAPACITY, PushJob, Pusher};
 use crate::clock;
-use crate::cluster::Directory;
+use crate::cluster::{Directory, Ticker};
 use crate::decode::{DecodeEvent, DecodeMessage};
 use crate::device::{DeviceCommand, DevicePort, GrantedLease};
 use crate::gateway::Loss;
@@ -45,8 +45,9 @@ pub(crate) struct PrefillState {
     name: String,
     core: PrefillCore,
     pushers: BTreeMap<DeviceId, mpsc::Sender<PushJob>>,
-    /// Dropped with the state, which ends the tasks.
+    /// The pushers: dropped with the state, which ends them.
     tasks: JoinSet<()>,
+    _ticker: Ticker,
 }
 
 impl Actor for PrefillActor {
@@ -60,11 +61,11 @@ impl Actor for PrefillActor {
         PrefillArguments { directory, port }: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         port.routes.close_all();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(tick(myself.clone()));
+        let ticker = Ticker::start(myself.clone(), TICK, || PrefillMessage::Event(PrefillEvent::Tick));
         let (name, core) = (port.prefill_name(), PrefillCore::new(port.id));
         port.prefill.set(myself);
-        Ok(PrefillState { directory, port, name, core, pushers: BTreeMap::new(), tasks })
+        let (pushers, tasks) = (BTreeMap::new(), JoinSet::new());
+        Ok(PrefillState { directory, port, name, core, pushers, tasks, _ticker: ticker })
     }
 
     async fn handle(
@@ -164,16 +165,5 @@ impl PrefillState {
 
     fn to_decode(&self, device: DeviceId, event: DecodeEvent) -> bool {
         self.directory.device(device).is_some_and(|port| port.decode.cast(DecodeMessage::Event(event)))
-    }
-}
-
-async fn tick(actor: ActorRef<PrefillMessage>) {
-    let mut ticks = tokio::time::interval(TICK);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        if actor.cast(PrefillMessage::Event(PrefillEvent::Tick)).is_err() {
-            return;
-        }
     }
 }

@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use relevo_wire::{GenerateRequest, SequenceId};
-use tokio::task::JoinSet;
 
 use super::core::{RouterCore, RouterEffect, RouterEvent, RouterLimits};
 use crate::clock;
-use crate::cluster::Directory;
+use crate::cluster::{Directory, Ticker};
 use crate::coordinator::ClusterMap;
 use crate::gateway::Placement;
 use crate::prefill::{PrefillEvent, PrefillMessage};
@@ -54,8 +53,7 @@ pub(crate) struct RouterState {
     directory: Arc<Directory>,
     core: RouterCore,
     undelivered: Vec<Arc<GenerateRequest>>,
-    /// Dropped with the state, which ends the tasks.
-    _tasks: JoinSet<()>,
+    _ticker: Ticker,
 }
 
 impl Actor for RouterActor {
@@ -74,10 +72,9 @@ impl Actor for RouterActor {
             max_prefilling: directory.limits.max_prefilling,
             disaggregate: directory.disaggregate,
         };
-        let mut tasks = JoinSet::new();
-        tasks.spawn(tick(myself.clone()));
+        let ticker = Ticker::start(myself.clone(), TICK, || RouterMessage::Tick);
         let core = RouterCore::new(limits);
-        let mut state = RouterState { directory, core, undelivered: Vec::new(), _tasks: tasks };
+        let mut state = RouterState { directory, core, undelivered: Vec::new(), _ticker: ticker };
         // From here on new streams reach this mailbox; those from before are in the snapshot, some are in both.
         state.directory.router.set(myself);
         state.handle(RouterEvent::Map(state.directory.map()));
@@ -181,17 +178,6 @@ impl RouterState {
                 None => RouterEvent::Submit { request: kept.request, admitted: true, suspect: kept.suspect },
             };
             self.handle(event);
-        }
-    }
-}
-
-async fn tick(router: ActorRef<RouterMessage>) {
-    let mut ticks = tokio::time::interval(TICK);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        if router.cast(RouterMessage::Tick).is_err() {
-            return;
         }
     }
 }
