@@ -11,3 +11,4 @@ pub mod policy;
 pub mod prefill;
 pub mod router;
 pub mod status;
+pub mod traces;

@@ -14,6 +14,7 @@ use relevo_actors::device::{
     Destination, DeviceCommand, DeviceEvent, EngineExit, EnginePorts, EngineStats, GrantedLease, SequenceOutcome,
     TokenBatch, start_engine,
 };
+use relevo_actors::traces::Traces;
 use relevo_gpu::model::{Fault, ScriptedModel, StepModel};
 use relevo_wire::{DeviceId, Epoch, GenerateRequest, LayerIndex, LeaseId, StreamEvent, TokenId};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -50,6 +51,7 @@ fn start(model: Box<dyn StepModel>, epoch: u64, token_capacity: usize) -> Hands 
         tokens: token_sender,
         progress: progress.clone(),
         stats: stats_sender,
+        traces: Traces::default(),
         exited: exit_sender,
     };
     let thread = start_engine(ports, limits).unwrap();

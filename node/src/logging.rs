@@ -26,7 +26,8 @@ pub fn start(filter: &str, format: LogFormat) -> Result<(), String> {
     check_filter(filter)?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
-        .with_span_events(FmtSpan::NONE)
+        // Each hop of a request is told when it is done, with the time that it took.
+        .with_span_events(FmtSpan::CLOSE)
         .with_writer(io::stderr);
     let _ = match format {
         LogFormat::Text => builder.with_ansi(io::stderr().is_terminal() && !environment::no_color()).try_init(),

@@ -15,6 +15,7 @@ use crate::faults::{FaultSwitches, MessageFault};
 use crate::gateway::{GatewayMessage, Keeper};
 use crate::policy::routing::Disaggregate;
 use crate::router::RouterMessage;
+use crate::traces::Traces;
 
 /// One for each cluster; every actor holds it.
 pub(crate) struct Directory {
@@ -24,6 +25,7 @@ pub(crate) struct Directory {
     pub(crate) gateway: Slot<GatewayMessage>,
     pub(crate) devices: BTreeMap<DeviceId, Arc<DevicePort>>,
     pub(crate) keeper: Keeper,
+    pub(crate) traces: Traces,
     pub(crate) tree: SupervisionTree,
     pub(crate) faults: Arc<FaultSwitches>,
     pub(crate) allow_faults: bool,
@@ -46,6 +48,7 @@ impl Directory {
             gateway: Slot::default(),
             devices: devices.map(|(id, spec)| (id, port(id, spec))).collect(),
             keeper: Keeper::new(options.max_live()),
+            traces: Traces::default(),
             tree: SupervisionTree::default(),
             faults: Arc::new(FaultSwitches::new(options.faults.clone().unwrap_or_default())),
             allow_faults: options.faults.is_some(),

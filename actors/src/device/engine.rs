@@ -25,6 +25,7 @@ use super::outbox::Outbox;
 use super::pins::PinReturns;
 use super::thread_waker::thread_waker;
 use crate::clock;
+use crate::traces::EngineHops;
 
 /// Longest sleep: an idle engine shows that it lives as often as heartbeats are sent.
 const IDLE_WAKE_UP: Duration = Duration::from_millis(100);
@@ -98,14 +99,26 @@ struct Engine {
     pins: Arc<PinReturns>,
     waker: Waker,
     metrics: EngineMetrics,
+    hops: EngineHops,
     buffers: PlanBuffers,
     effects: Vec<Effect>,
 }
 
 impl Engine {
     fn new(ports: EnginePorts, core: DeviceCore) -> (Self, oneshot::Sender<EngineExit>) {
-        let EnginePorts { device, epoch, mut model, started, commands, events, tokens, progress, stats, exited } =
-            ports;
+        let EnginePorts {
+            device,
+            epoch,
+            mut model,
+            started,
+            commands,
+            events,
+            tokens,
+            progress,
+            stats,
+            traces,
+            exited,
+        } = ports;
         model.adopt_thread();
         let kv = model.kv_memory();
         // Whoever started it may have gone meanwhile; then the commands are closed.
@@ -125,6 +138,7 @@ impl Engine {
             pins: Arc::new(PinReturns::new(std::thread::current())),
             waker: thread_waker(),
             metrics: EngineMetrics::new(device),
+            hops: EngineHops::new(device, traces),
             buffers: PlanBuffers::default(),
             effects: Vec::new(),
         };
@@ -149,7 +163,12 @@ impl Engine {
     fn take_orders(&mut self) -> Result<(), Fault> {
         for _ in 0..COMMANDS_PER_STEP {
             match self.commands.poll_recv(&mut Context::from_waker(&self.waker)) {
-                Poll::Ready(Some(command)) => self.tell_core(CoreEvent::Command(command))?,
+                Poll::Ready(Some(command)) => {
+                    if let DeviceCommand::Prefill { request, .. } = &command {
+                        self.hops.queued(request.sequence);
+                    }
+                    self.tell_core(CoreEvent::Command(command))?;
+                }
                 // Nobody is left to give orders, so nobody is left to answer to.
                 Poll::Ready(None) => {
                     self.tell_core(CoreEvent::Command(DeviceCommand::Drain { deadline: clock::now() }))?;
@@ -172,6 +191,7 @@ impl Engine {
         if !planned {
             return Ok(false);
         }
+        self.hops.stepping(self.core.stepping());
         let shape = self.core.step_shape();
         let plan = self.core.step_plan(&mut self.buffers);
         let begun = self.model.begin_step(&plan);
@@ -204,7 +224,10 @@ impl Engine {
         for effect in self.effects.drain(..) {
             match effect {
                 Effect::Emit(sequence, event) => self.outbox.emit(sequence, event),
-                Effect::Tell(event) => self.outbox.tell(event),
+                Effect::Tell(event) => {
+                    self.hops.told(&event);
+                    self.outbox.tell(event);
+                }
                 Effect::Push { pin, sequence, lease, layer, first_block, blocks } => {
                     let guard = self.pins.guard(pin);
                     let blocks = blocks.iter().map(|&block| guard.wrap(self.kv.read(layer, block))).collect();

@@ -17,6 +17,7 @@ use relevo_wire::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::status::KvBlocks;
+use crate::traces::Traces;
 
 /// An order to a device. A handful for each request, none for each token.
 #[derive(Clone, Debug)]
@@ -247,6 +248,8 @@ pub struct EnginePorts {
     pub progress: Arc<AtomicU64>,
     /// What the engine says of itself, after each step.
     pub stats: watch::Sender<EngineStats>,
+    /// Where the spans of its sequences hang.
+    pub traces: Traces,
     /// Sent when the thread ends, however it ends (also by a panic, which it catches), as the last thing it does.
     pub exited: oneshot::Sender<EngineExit>,
 }

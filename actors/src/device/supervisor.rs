@@ -341,6 +341,7 @@ async fn start(
         tokens,
         progress: Arc::clone(&progress),
         stats: stats_sender,
+        traces: directory.traces.clone(),
         exited: exit_sender,
     };
     let thread = start_engine(ports, limits)?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use relevo_wire::{GenerateRequest, RequestError, StreamEvent};
 use tokio::sync::mpsc;
+use tracing::Span;
 
 /// Events that a stream may lag behind before its reader counts as too slow and is cut.
 const STREAM_CAPACITY: usize = 1024;
@@ -25,6 +26,8 @@ pub struct Submission {
     pub request: GenerateRequest,
     /// Where its events go; closed when the reader has gone (abort). A full channel means a reader too slow: it is cut.
     pub events: mpsc::Sender<StreamEvent>,
+    /// The span that it was submitted in.
+    pub span: Span,
 }
 
 /// The events of one sequence. Dropping it aborts the sequence.
@@ -46,7 +49,8 @@ impl Gateway {
     /// Transient: [`RequestError::QueueFull`] or [`RequestError::ShuttingDown`].
     pub fn submit(&self, request: GenerateRequest) -> Result<SequenceStream, RequestError> {
         let (events, receiver) = mpsc::channel(STREAM_CAPACITY);
-        self.submissions.try_send(Submission { request, events }).map_err(|error| match error {
+        let submission = Submission { request, events, span: Span::current() };
+        self.submissions.try_send(submission).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => RequestError::QueueFull {
                 num_waiting: self.submissions.max_capacity(),
                 limit: self.submissions.max_capacity(),

@@ -13,6 +13,8 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use relevo_wire::{DeviceId, GenerateRequest, RequestError, RequestId, SequenceId, StreamEvent};
 use tokio::sync::{Notify, mpsc};
+use tracing::Span;
+use tracing::field::{Empty, display};
 
 use super::core::{Afterwards, Loss, Phase, StreamCore, Verdict, accused};
 use super::handle::Submission;
@@ -22,6 +24,7 @@ use crate::clock;
 use crate::cluster::Directory;
 use crate::device::{DeviceRole, TokenBatch};
 use crate::router::RouterMessage;
+use crate::traces::Traces;
 
 /// A stream's name over all its attempts: the request, and the choice.
 type StreamKey = (RequestId, u32);
@@ -40,6 +43,8 @@ struct Live {
     core: StreamCore,
     events: mpsc::Sender<StreamEvent>,
     placement: Option<Placement>,
+    /// Open while it waits for the router's decision.
+    route: Span,
 }
 
 /// A stream as a new router is told of it.
@@ -80,13 +85,15 @@ impl Keeper {
 
     /// Takes a stream in and sends it to the router.
     pub(crate) fn admit(&self, directory: &Directory, submission: Submission) {
-        let Submission { request, events } = submission;
-        let sequence = request.sequence;
+        let Submission { request, events, span } = submission;
         let request_for_router = Arc::new(request.clone());
         let refusal = if self.is_closing.load(Ordering::Acquire) {
             Some(RequestError::ShuttingDown)
         } else {
-            self.insert(request, &events)
+            self.insert(request, &events, |request| {
+                directory.traces.begin(&span, request);
+                route_span(&directory.traces, request.sequence)
+            })
         };
         if let Some(error) = refusal {
             self.metrics.refused();
@@ -94,11 +101,15 @@ impl Keeper {
             let _ = events.try_send(StreamEvent::Failed(error));
             return;
         }
-        tracing::debug!(%sequence, "admitted");
         submit(directory, request_for_router, false, false);
     }
 
-    fn insert(&self, request: GenerateRequest, events: &mpsc::Sender<StreamEvent>) -> Option<RequestError> {
+    fn insert(
+        &self,
+        request: GenerateRequest,
+        events: &mpsc::Sender<StreamEvent>,
+        begin_trace: impl FnOnce(&GenerateRequest) -> Span,
+    ) -> Option<RequestError> {
         let num_live = self.num_live.fetch_add(1, Ordering::AcqRel);
         let full = || RequestError::QueueFull {
             num_waiting: num_live,
@@ -111,8 +122,10 @@ impl Keeper {
         }
         match self.streams.entry((request.sequence.request, request.sequence.choice)) {
             Entry::Vacant(entry) => {
+                // Before anybody can see the stream, and end it.
+                let route = begin_trace(&request);
                 let core = StreamCore::new(request, clock::now());
-                entry.insert(Live { core, events: events.clone(), placement: None });
+                entry.insert(Live { core, events: events.clone(), placement: None, route });
                 None
             }
             Entry::Occupied(_) => {
@@ -130,6 +143,8 @@ impl Keeper {
             return false;
         }
         live.placement = Some(placement);
+        let route = std::mem::replace(&mut live.route, Span::none());
+        route.record("prefill", display(placement.prefill)).record("decode", display(placement.decode));
         live.core.dispatched(clock::now());
         true
     }
@@ -152,7 +167,7 @@ impl Keeper {
                 let verdict = live.core.handle(sequence.attempt, event, now, &mut emit);
                 self.metrics.emitted(live.core.times(), previous, now, &emit);
                 let is_read = live.send(&mut emit);
-                self.after(&mut live, sequence, verdict, is_read)
+                self.after(directory, &mut live, (sequence, verdict), is_read)
             });
             if let Some(chore) = chore {
                 self.carry_out(directory, chore);
@@ -160,12 +175,19 @@ impl Keeper {
         }
     }
 
-    fn after(&self, live: &mut Live, sequence: SequenceId, verdict: Verdict, is_read: bool) -> Option<Chore> {
+    fn after(
+        &self,
+        directory: &Directory,
+        live: &mut Live,
+        (sequence, verdict): (SequenceId, Verdict),
+        is_read: bool,
+    ) -> Option<Chore> {
         match verdict {
             Verdict::Over => return Some(Chore::Ended { sequence, abort: None }),
             Verdict::Lost => return Some(Chore::Lost(sequence)),
             Verdict::Contradicted => {
-                tracing::error!(%sequence, "a worker repeated a token differently");
+                let parent = directory.traces.of(sequence);
+                tracing::error!(parent: &parent, %sequence, "a worker repeated a token differently");
                 self.metrics.contradicted();
             }
             Verdict::Continues | Verdict::Started => {}
@@ -184,6 +206,7 @@ impl Keeper {
                 Afterwards::Nothing => None,
                 Afterwards::Replay { request, suspect } => {
                     live.placement = None;
+                    live.route = route_span(&directory.traces, request.sequence);
                     Some(Chore::Replay { old: sequence, abort, request, suspect })
                 }
                 Afterwards::Fail(error) => {
@@ -316,7 +339,7 @@ impl Keeper {
             Chore::Ended { sequence, abort } => {
                 if let Some((_, live)) = self.streams.remove(&key(sequence)) {
                     self.metrics.ended(&live.core, live.end());
-                    tracing::debug!(%sequence, "over");
+                    directory.traces.end(sequence, live.end().label(), live.core.request().generated.len());
                     if self.num_live.fetch_sub(1, Ordering::AcqRel) == 1 {
                         self.emptied.notify_waiters();
                     }
@@ -325,7 +348,8 @@ impl Keeper {
                 let _ = directory.router.cast(RouterMessage::Ended(sequence));
             }
             Chore::Replay { old, abort, request, suspect } => {
-                tracing::warn!(sequence = %old, generated = request.generated.len(), suspect, "lost its worker, is replayed");
+                let (parent, generated) = (directory.traces.of(old), request.generated.len());
+                tracing::warn!(parent: &parent, sequence = %old, generated, suspect, "lost its worker, is replayed");
                 self.metrics.replayed();
                 abort_everywhere(directory, old, abort);
                 let _ = directory.router.cast(RouterMessage::Ended(old));
@@ -363,6 +387,10 @@ impl Live {
     fn end(&self) -> StreamEnd {
         self.core.end().map_or(StreamEnd::Aborted, StreamEnd::from)
     }
+}
+
+fn route_span(traces: &Traces, sequence: SequenceId) -> Span {
+    tracing::debug_span!(parent: &traces.of(sequence), "route", %sequence, prefill = Empty, decode = Empty)
 }
 
 fn key(sequence: SequenceId) -> StreamKey {

@@ -24,6 +24,17 @@ impl From<&StreamOutcome> for StreamEnd {
     }
 }
 
+impl StreamEnd {
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Finished(FinishReason::Stop) => "stop",
+            Self::Finished(FinishReason::Length) => "length",
+            Self::Aborted => "abort",
+            Self::Failed => "error",
+        }
+    }
+}
+
 /// Handles of those that each token touches; the others are looked up by name once a stream.
 pub(super) struct StreamMetrics {
     time_to_first_token: metrics::Histogram,
@@ -62,13 +73,7 @@ impl StreamMetrics {
 
     /// The stream is over.
     pub(super) fn ended(&self, core: &StreamCore, end: StreamEnd) {
-        let reason = match end {
-            StreamEnd::Finished(FinishReason::Stop) => "stop",
-            StreamEnd::Finished(FinishReason::Length) => "length",
-            StreamEnd::Aborted => "abort",
-            StreamEnd::Failed => "error",
-        };
-        metrics::counter!("vllm:request_success_total", "finished_reason" => reason).increment(1);
+        metrics::counter!("vllm:request_success_total", "finished_reason" => end.label()).increment(1);
         let times = core.times();
         let seconds = [
             ("vllm:request_queue_time_seconds", times.queue()),

@@ -8,6 +8,7 @@ use dashmap::DashMap;
 use relevo_transport::{Frame, FrameSender, PushError};
 use relevo_wire::{KvBlocksHeader, KvLayout, LayerIndex, LeaseId, PROTOCOL_VERSION, SequenceId, checksum};
 use tokio::sync::mpsc;
+use tracing::{Instrument, Span};
 
 use crate::device::GrantedLease;
 use crate::faults::{FaultSwitches, FrameFault};
@@ -29,6 +30,7 @@ pub(crate) struct PushRoutes(DashMap<SequenceId, Route>);
 struct Route {
     lease: Arc<GrantedLease>,
     jobs: mpsc::Sender<PushJob>,
+    span: Span,
 }
 
 /// One layer's blocks, to be pushed.
@@ -38,12 +40,14 @@ pub(crate) struct PushJob {
     layer: LayerIndex,
     first_block: u32,
     blocks: Vec<Bytes>,
+    /// Closes when the route does and the last job is done.
+    span: Span,
 }
 
 impl PushRoutes {
-    /// Layers of `sequence` go to `jobs` from here on.
-    pub(crate) fn open(&self, sequence: SequenceId, lease: GrantedLease, jobs: mpsc::Sender<PushJob>) {
-        self.0.insert(sequence, Route { lease: Arc::new(lease), jobs });
+    /// Layers of `sequence` go to `jobs` from here on, and what is done with them is told in `span`.
+    pub(crate) fn open(&self, sequence: SequenceId, lease: GrantedLease, jobs: mpsc::Sender<PushJob>, span: Span) {
+        self.0.insert(sequence, Route { lease: Arc::new(lease), jobs, span });
     }
 
     /// Layers of `sequence` go nowhere from here on.
@@ -66,9 +70,10 @@ impl PushRoutes {
         blocks: Vec<Bytes>,
     ) {
         let Some(route) = self.0.get(&sequence).map(|route| route.clone()) else { return };
-        if route.lease.lease == lease {
+        let Route { lease: granted, jobs, span } = route;
+        if granted.lease == lease {
             // Fails if the pusher is gone: then its actor is, and the sequence is replayed.
-            let _ = route.jobs.send(PushJob { sequence, lease: route.lease, layer, first_block, blocks }).await;
+            let _ = jobs.send(PushJob { sequence, lease: granted, layer, first_block, blocks, span }).await;
         }
     }
 }
@@ -87,11 +92,11 @@ impl Pusher {
     /// Pushes until no route leads here any more.
     pub(crate) async fn run(self, mut jobs: mpsc::Receiver<PushJob>) {
         while let Some(job) = jobs.recv().await {
-            let (sequence, lease) = (job.sequence, job.lease.lease);
-            if let Err(error) = self.push(job).await {
+            let (sequence, lease, span) = (job.sequence, job.lease.lease, job.span.clone());
+            if let Err(error) = self.push(job).instrument(span.clone()).await {
                 match error {
                     PushError::LeaseGone => metrics::counter!("relevo_pushes_too_late_total").increment(1),
-                    error => tracing::warn!(%sequence, %lease, %error, "blocks could not be pushed"),
+                    error => tracing::warn!(parent: &span, %sequence, %lease, %error, "blocks could not be pushed"),
                 }
                 (self.failed)(sequence);
             }

@@ -138,7 +138,10 @@ impl PrefillState {
             self.handle(PrefillEvent::PushFailed { sequence, lease: lease.lease });
             return;
         };
-        self.port.routes.open(sequence, lease.clone(), jobs);
+        let (parent, id) = (self.directory.traces.of(sequence), lease.lease);
+        let span =
+            tracing::debug_span!(parent: &parent, "push", %sequence, lease = %id, from = %self.port.id, to = %decode);
+        self.port.routes.open(sequence, lease.clone(), jobs, span);
         let _ = self.port.command(DeviceCommand::UseLease { sequence, lease });
     }
 

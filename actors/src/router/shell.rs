@@ -125,7 +125,6 @@ impl RouterState {
                 if let Some(skip) = route.skipped {
                     metrics::counter!("relevo_disaggregation_skipped_total", "reason" => skip.label()).increment(1);
                 }
-                tracing::debug!(%sequence, prefill = %route.prefill, decode = %route.decode, "routed");
                 if !self.directory.keeper.placed(sequence, placement) {
                     self.handle(RouterEvent::Ended(sequence));
                     return;

@@ -9,6 +9,7 @@ use relevo_actors::clock;
 use relevo_actors::device::{
     CoreLimits, Destination, DeviceCommand, DeviceEvent, EnginePorts, EngineStats, TokenBatch, start_engine,
 };
+use relevo_actors::traces::Traces;
 use relevo_gpu::model::StepModel;
 use relevo_wire::{
     DeviceId, Epoch, GenerateRequest, Instant64, RequestId, SamplingParams, SequenceId, StreamEvent, TenantId, TokenId,
@@ -54,6 +55,7 @@ impl Runner {
             tokens: token_sender,
             progress: Arc::new(AtomicU64::new(0)),
             stats: watch::channel(EngineStats::default()).0,
+            traces: Traces::default(),
             exited: oneshot::channel().0,
         };
         let thread = start_engine(ports, limits)?;

@@ -1,0 +1,154 @@
+//! A request's way through the cluster as spans: one for each hop, below the one that the request came with.
+//!
+//! `gateway` (the whole of a sequence) is the parent of `route`, `queue`, `prefill`, `land`, `push` and `decode`. They are of level `debug`, made
+//! a handful of times for a sequence and never for a token; switched off they cost a look at the level. Each lies with what it tells of (a
+//! stream, a route, a lease, an engine's sequence) and closes with it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use relevo_wire::{DeviceId, GenerateRequest, RequestId, SequenceId};
+use tracing::Span;
+use tracing::field::Empty;
+
+use crate::device::DeviceEvent;
+
+/// The `gateway` spans of the streams that are kept; cheap to clone. Those who work for a sequence find here what to hang their span under.
+#[derive(Clone, Debug, Default)]
+pub struct Traces(Arc<DashMap<(RequestId, u32), Span>>);
+
+impl Traces {
+    /// A stream is taken in, on behalf of `parent`.
+    pub(crate) fn begin(&self, parent: &Span, request: &GenerateRequest) {
+        let sequence = request.sequence;
+        let span = tracing::debug_span!(
+            parent: parent,
+            "gateway",
+            %sequence,
+            prompt_tokens = request.prompt.len(),
+            max_tokens = request.max_tokens,
+            finish = Empty,
+            tokens = Empty,
+        );
+        if !span.is_disabled() {
+            self.0.insert((sequence.request, sequence.choice), span);
+        }
+    }
+
+    /// The stream's span; none if it is not traced.
+    pub(crate) fn of(&self, sequence: SequenceId) -> Span {
+        self.0.get(&(sequence.request, sequence.choice)).map_or_else(Span::none, |span| span.clone())
+    }
+
+    /// The stream is over: why, and after how many tokens.
+    pub(crate) fn end(&self, sequence: SequenceId, finish: &str, num_tokens: usize) {
+        if let Some((_, span)) = self.0.remove(&(sequence.request, sequence.choice)) {
+            span.record("finish", finish).record("tokens", num_tokens);
+        }
+    }
+}
+
+/// The hops of the sequences on one engine.
+///
+/// **Invariant:** it holds a span only of sequences that the engine has; each goes with [`DeviceEvent::Ended`].
+#[derive(Debug)]
+pub(crate) struct EngineHops {
+    device: DeviceId,
+    traces: Traces,
+    open: HashMap<SequenceId, (Hop, Span)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hop {
+    /// From the order to its first chunk.
+    Queue,
+    /// From there until the context is computed and the first token drawn.
+    Prefill,
+    /// From the hand-over to the end.
+    Decode,
+}
+
+impl EngineHops {
+    pub(crate) fn new(device: DeviceId, traces: Traces) -> Self {
+        Self { device, traces, open: HashMap::new() }
+    }
+
+    /// The engine was told to prefill it.
+    pub(crate) fn queued(&mut self, sequence: SequenceId) {
+        if is_on() && !self.open.contains_key(&sequence) {
+            self.enter(sequence, Hop::Queue);
+        }
+    }
+
+    /// These are in the step that begins: whoever waited is prefilled now, and whoever came with its blocks decodes.
+    pub(crate) fn stepping(&mut self, sequences: impl Iterator<Item = SequenceId>) {
+        if !is_on() {
+            return;
+        }
+        for sequence in sequences {
+            match self.open.get(&sequence) {
+                Some((Hop::Queue, _)) => self.enter(sequence, Hop::Prefill),
+                None => self.enter(sequence, Hop::Decode),
+                Some((Hop::Prefill | Hop::Decode, _)) => {}
+            }
+        }
+    }
+
+    /// The engine tells of it.
+    pub(crate) fn told(&mut self, event: &DeviceEvent) {
+        match event {
+            DeviceEvent::HandedOver { sequence } if is_on() => self.enter(*sequence, Hop::Decode),
+            DeviceEvent::Ended { sequence, .. } => _ = self.open.remove(sequence),
+            _ => {}
+        }
+    }
+
+    /// The hop before, if there is one, is left first.
+    fn enter(&mut self, sequence: SequenceId, hop: Hop) {
+        drop(self.open.remove(&sequence));
+        let (parent, device) = (self.traces.of(sequence), self.device);
+        let span = match hop {
+            Hop::Queue => tracing::debug_span!(parent: &parent, "queue", %sequence, %device),
+            Hop::Prefill => tracing::debug_span!(parent: &parent, "prefill", %sequence, %device),
+            Hop::Decode => tracing::debug_span!(parent: &parent, "decode", %sequence, %device),
+        };
+        self.open.insert(sequence, (hop, span));
+    }
+}
+
+fn is_on() -> bool {
+    tracing::enabled!(tracing::Level::DEBUG)
+}
+
+#[cfg(test)]
+mod tests {
+    use relevo_wire::{SamplingParams, TenantId};
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_kept_while_nobody_listens() {
+        let sequence = SequenceId { request: RequestId(1), choice: 0, attempt: 0 };
+        let request = GenerateRequest {
+            sequence,
+            tenant: TenantId(0),
+            prompt: Arc::from([1]),
+            generated: Vec::new(),
+            sampling: SamplingParams::default(),
+            stop_ids: Arc::from([]),
+            max_tokens: 1,
+            top_logprobs: None,
+            prompt_logprobs: None,
+            priority: 0,
+            deadline: None,
+        };
+        let traces = Traces::default();
+        traces.begin(&Span::current(), &request);
+        let mut hops = EngineHops::new(DeviceId(0), traces.clone());
+        hops.queued(sequence);
+        hops.stepping([sequence].into_iter());
+        hops.told(&DeviceEvent::HandedOver { sequence });
+        assert!(traces.0.is_empty() && hops.open.is_empty());
+    }
+}
