@@ -14,16 +14,32 @@ use tracing::field::Empty;
 
 use crate::device::DeviceEvent;
 
-/// The `gateway` spans of the streams that are kept; cheap to clone. Those who work for a sequence find here what to hang their span under.
+/// The spans of the streams that are kept; cheap to clone. Those who work for a sequence hang theirs below.
 #[derive(Clone, Debug, Default)]
-pub struct Traces(Arc<DashMap<(RequestId, u32), Span>>);
+pub struct Traces(Arc<DashMap<(RequestId, u32), Arc<Trace>>>);
+
+/// A sequence's `gateway` span, and the one that it came with.
+#[derive(Debug)]
+struct Trace {
+    request: Span,
+    gateway: Span,
+}
+
+/// A span for one hop of a sequence.
+///
+/// It closes with its last clone, and within its parent: the JSON log gives as a span's ancestors those that are entered, and no others.
+#[derive(Clone, Debug)]
+pub(crate) struct Hop {
+    trace: Option<Arc<Trace>>,
+    span: Span,
+}
 
 impl Traces {
     /// A stream is taken in, on behalf of `parent`.
-    pub(crate) fn begin(&self, parent: &Span, request: &GenerateRequest) {
+    pub(crate) fn begin(&self, parent: Span, request: &GenerateRequest) {
         let sequence = request.sequence;
-        let span = tracing::debug_span!(
-            parent: parent,
+        let gateway = tracing::debug_span!(
+            parent: &parent,
             "gateway",
             %sequence,
             prompt_tokens = request.prompt.len(),
@@ -31,20 +47,62 @@ impl Traces {
             finish = Empty,
             tokens = Empty,
         );
-        if !span.is_disabled() {
-            self.0.insert((sequence.request, sequence.choice), span);
+        if !gateway.is_disabled() {
+            self.0.insert((sequence.request, sequence.choice), Arc::new(Trace { request: parent, gateway }));
         }
     }
 
-    /// The stream's span; none if it is not traced.
-    pub(crate) fn of(&self, sequence: SequenceId) -> Span {
-        self.0.get(&(sequence.request, sequence.choice)).map_or_else(Span::none, |span| span.clone())
+    /// A hop of the stream, as a span below the one given.
+    pub(crate) fn hop(&self, sequence: SequenceId, span: impl FnOnce(&Span) -> Span) -> Hop {
+        let trace = self.of(sequence);
+        let span = trace.as_ref().map_or_else(|| span(&Span::none()), |trace| span(&trace.gateway));
+        Hop { trace, span }
+    }
+
+    /// Says something of the stream.
+    pub(crate) fn say(&self, sequence: SequenceId, say: impl FnOnce()) {
+        match self.of(sequence) {
+            Some(trace) => trace.gateway.in_scope(say),
+            None => say(),
+        }
     }
 
     /// The stream is over: why, and after how many tokens.
     pub(crate) fn end(&self, sequence: SequenceId, finish: &str, num_tokens: usize) {
-        if let Some((_, span)) = self.0.remove(&(sequence.request, sequence.choice)) {
-            span.record("finish", finish).record("tokens", num_tokens);
+        if let Some((_, trace)) = self.0.remove(&(sequence.request, sequence.choice)) {
+            trace.gateway.record("finish", finish).record("tokens", num_tokens);
+        }
+    }
+
+    fn of(&self, sequence: SequenceId) -> Option<Arc<Trace>> {
+        self.0.get(&(sequence.request, sequence.choice)).map(|trace| Arc::clone(&trace))
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        let gateway = std::mem::replace(&mut self.gateway, Span::none());
+        self.request.in_scope(|| drop(gateway));
+    }
+}
+
+impl Hop {
+    /// Nothing is traced.
+    pub(crate) fn none() -> Self {
+        Self { trace: None, span: Span::none() }
+    }
+
+    /// Its span, to be entered.
+    pub(crate) fn span(&self) -> &Span {
+        &self.span
+    }
+}
+
+impl Drop for Hop {
+    fn drop(&mut self) {
+        let span = std::mem::replace(&mut self.span, Span::none());
+        if let Some(trace) = &self.trace {
+            trace.gateway.in_scope(|| drop(span));
         }
     }
 }
@@ -56,11 +114,11 @@ impl Traces {
 pub(crate) struct EngineHops {
     device: DeviceId,
     traces: Traces,
-    open: HashMap<SequenceId, (Hop, Span)>,
+    open: HashMap<SequenceId, (Stage, Hop)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Hop {
+enum Stage {
     /// From the order to its first chunk.
     Queue,
     /// From there until the context is computed and the first token drawn.
@@ -77,7 +135,7 @@ impl EngineHops {
     /// The engine was told to prefill it.
     pub(crate) fn queued(&mut self, sequence: SequenceId) {
         if is_on() && !self.open.contains_key(&sequence) {
-            self.enter(sequence, Hop::Queue);
+            self.enter(sequence, Stage::Queue);
         }
     }
 
@@ -88,9 +146,9 @@ impl EngineHops {
         }
         for sequence in sequences {
             match self.open.get(&sequence) {
-                Some((Hop::Queue, _)) => self.enter(sequence, Hop::Prefill),
-                None => self.enter(sequence, Hop::Decode),
-                Some((Hop::Prefill | Hop::Decode, _)) => {}
+                Some((Stage::Queue, _)) => self.enter(sequence, Stage::Prefill),
+                None => self.enter(sequence, Stage::Decode),
+                Some((Stage::Prefill | Stage::Decode, _)) => {}
             }
         }
     }
@@ -98,22 +156,22 @@ impl EngineHops {
     /// The engine tells of it.
     pub(crate) fn told(&mut self, event: &DeviceEvent) {
         match event {
-            DeviceEvent::HandedOver { sequence } if is_on() => self.enter(*sequence, Hop::Decode),
+            DeviceEvent::HandedOver { sequence } if is_on() => self.enter(*sequence, Stage::Decode),
             DeviceEvent::Ended { sequence, .. } => _ = self.open.remove(sequence),
             _ => {}
         }
     }
 
     /// The hop before, if there is one, is left first.
-    fn enter(&mut self, sequence: SequenceId, hop: Hop) {
+    fn enter(&mut self, sequence: SequenceId, stage: Stage) {
         drop(self.open.remove(&sequence));
-        let (parent, device) = (self.traces.of(sequence), self.device);
-        let span = match hop {
-            Hop::Queue => tracing::debug_span!(parent: &parent, "queue", %sequence, %device),
-            Hop::Prefill => tracing::debug_span!(parent: &parent, "prefill", %sequence, %device),
-            Hop::Decode => tracing::debug_span!(parent: &parent, "decode", %sequence, %device),
-        };
-        self.open.insert(sequence, (hop, span));
+        let device = self.device;
+        let hop = self.traces.hop(sequence, |parent| match stage {
+            Stage::Queue => tracing::debug_span!(parent: parent, "queue", %sequence, %device),
+            Stage::Prefill => tracing::debug_span!(parent: parent, "prefill", %sequence, %device),
+            Stage::Decode => tracing::debug_span!(parent: parent, "decode", %sequence, %device),
+        });
+        self.open.insert(sequence, (stage, hop));
     }
 }
 
@@ -144,7 +202,7 @@ mod tests {
             deadline: None,
         };
         let traces = Traces::default();
-        traces.begin(&Span::current(), &request);
+        traces.begin(Span::current(), &request);
         let mut hops = EngineHops::new(DeviceId(0), traces.clone());
         hops.queued(sequence);
         hops.stepping([sequence].into_iter());

@@ -241,3 +241,18 @@ fn a_conversation_goes_on_line_by_line_until_the_input_ends() {
     let alone = device_status(&server.url, "prefix_query_tokens") - together;
     assert!(together > alone && alone > 0, "{together} prompt tokens together, {alone} alone");
 }
+
+#[test]
+fn one_request_id_leads_through_all_hops_of_a_request_in_the_log() {
+    default_model();
+    let server = Server::start(&["--log", "relevo=debug", "--log-json"]);
+    chat(&server.url, "Name the capital of France.");
+    let log = server.stop("INT").stderr;
+    let lines = || log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let decode = lines().find(|line| line["span"]["name"] == "decode").expect("a request was decoded");
+    let id = decode["spans"][0]["request_id"].as_str().unwrap();
+    let closed = lines().filter(|line| line["message"] == "close" && line.to_string().contains(id));
+    let closed: Vec<_> = closed.map(|line| (line["span"]["name"].clone(), line["time.idle"].is_string())).collect();
+    let hops = ["route", "queue", "prefill", "decode", "gateway", "request"];
+    assert_eq!(closed, hops.map(|hop| (json!(hop), true)), "{log}");
+}

@@ -128,7 +128,7 @@ impl DecodeState {
             }
             DecodeEffect::Lost(sequence) => {
                 metrics::counter!("relevo_leases_expired_total").increment(1);
-                tracing::warn!(parent: &self.directory.traces.of(sequence), %sequence, "its lease has expired");
+                self.directory.traces.say(sequence, || tracing::warn!(%sequence, "its lease has expired"));
                 self.directory.keeper.lost(&self.directory, sequence, Loss::Elsewhere);
             }
         }
@@ -144,11 +144,14 @@ impl DecodeState {
         if is_doomed {
             self.doomed.push(id);
         }
-        let (myself, parent) = (self.myself.clone(), self.directory.traces.of(sequence));
-        let span = tracing::debug_span!(parent: &parent, "land", %sequence, lease = %id, device = %self.port.id);
+        let (myself, device) = (self.myself.clone(), self.port.id);
+        let hop = self
+            .directory
+            .traces
+            .hop(sequence, |parent| tracing::debug_span!(parent: parent, "land", %sequence, lease = %id, %device));
         self.port.landing.open(sequence, lease.clone(), kv, move |event| {
             // It stays open as long as the landing, which keeps this.
-            let _span = &span;
+            let _open = &hop;
             let event = match event {
                 // It would not live to expire.
                 LandingEvent::Complete(_) if is_doomed => return,

@@ -13,7 +13,6 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use relevo_wire::{DeviceId, GenerateRequest, RequestError, RequestId, SequenceId, StreamEvent};
 use tokio::sync::{Notify, mpsc};
-use tracing::Span;
 use tracing::field::{Empty, display};
 
 use super::core::{Afterwards, Loss, Phase, StreamCore, Verdict, accused};
@@ -24,7 +23,7 @@ use crate::clock;
 use crate::cluster::Directory;
 use crate::device::{DeviceRole, TokenBatch};
 use crate::router::RouterMessage;
-use crate::traces::Traces;
+use crate::traces::{Hop, Traces};
 
 /// A stream's name over all its attempts: the request, and the choice.
 type StreamKey = (RequestId, u32);
@@ -44,7 +43,7 @@ struct Live {
     events: mpsc::Sender<StreamEvent>,
     placement: Option<Placement>,
     /// Open while it waits for the router's decision.
-    route: Span,
+    route: Hop,
 }
 
 /// A stream as a new router is told of it.
@@ -91,8 +90,8 @@ impl Keeper {
             Some(RequestError::ShuttingDown)
         } else {
             self.insert(request, &events, |request| {
-                directory.traces.begin(&span, request);
-                route_span(&directory.traces, request.sequence)
+                directory.traces.begin(span, request);
+                route_hop(&directory.traces, request.sequence)
             })
         };
         if let Some(error) = refusal {
@@ -108,7 +107,7 @@ impl Keeper {
         &self,
         request: GenerateRequest,
         events: &mpsc::Sender<StreamEvent>,
-        begin_trace: impl FnOnce(&GenerateRequest) -> Span,
+        begin_trace: impl FnOnce(&GenerateRequest) -> Hop,
     ) -> Option<RequestError> {
         let num_live = self.num_live.fetch_add(1, Ordering::AcqRel);
         let full = || RequestError::QueueFull {
@@ -143,8 +142,8 @@ impl Keeper {
             return false;
         }
         live.placement = Some(placement);
-        let route = std::mem::replace(&mut live.route, Span::none());
-        route.record("prefill", display(placement.prefill)).record("decode", display(placement.decode));
+        let route = std::mem::replace(&mut live.route, Hop::none());
+        route.span().record("prefill", display(placement.prefill)).record("decode", display(placement.decode));
         live.core.dispatched(clock::now());
         true
     }
@@ -186,8 +185,8 @@ impl Keeper {
             Verdict::Over => return Some(Chore::Ended { sequence, abort: None }),
             Verdict::Lost => return Some(Chore::Lost(sequence)),
             Verdict::Contradicted => {
-                let parent = directory.traces.of(sequence);
-                tracing::error!(parent: &parent, %sequence, "a worker repeated a token differently");
+                let say = || tracing::error!(%sequence, "a worker repeated a token differently");
+                directory.traces.say(sequence, say);
                 self.metrics.contradicted();
             }
             Verdict::Continues | Verdict::Started => {}
@@ -206,7 +205,7 @@ impl Keeper {
                 Afterwards::Nothing => None,
                 Afterwards::Replay { request, suspect } => {
                     live.placement = None;
-                    live.route = route_span(&directory.traces, request.sequence);
+                    live.route = route_hop(&directory.traces, request.sequence);
                     Some(Chore::Replay { old: sequence, abort, request, suspect })
                 }
                 Afterwards::Fail(error) => {
@@ -348,8 +347,9 @@ impl Keeper {
                 let _ = directory.router.cast(RouterMessage::Ended(sequence));
             }
             Chore::Replay { old, abort, request, suspect } => {
-                let (parent, generated) = (directory.traces.of(old), request.generated.len());
-                tracing::warn!(parent: &parent, sequence = %old, generated, suspect, "lost its worker, is replayed");
+                let generated = request.generated.len();
+                let say = || tracing::warn!(sequence = %old, generated, suspect, "lost its worker, is replayed");
+                directory.traces.say(old, say);
                 self.metrics.replayed();
                 abort_everywhere(directory, old, abort);
                 let _ = directory.router.cast(RouterMessage::Ended(old));
@@ -389,8 +389,11 @@ impl Live {
     }
 }
 
-fn route_span(traces: &Traces, sequence: SequenceId) -> Span {
-    tracing::debug_span!(parent: &traces.of(sequence), "route", %sequence, prefill = Empty, decode = Empty)
+fn route_hop(traces: &Traces, sequence: SequenceId) -> Hop {
+    traces.hop(
+        sequence,
+        |parent| tracing::debug_span!(parent: parent, "route", %sequence, prefill = Empty, decode = Empty),
+    )
 }
 
 fn key(sequence: SequenceId) -> StreamKey {

@@ -8,10 +8,11 @@ use dashmap::DashMap;
 use relevo_transport::{Frame, FrameSender, PushError};
 use relevo_wire::{KvBlocksHeader, KvLayout, LayerIndex, LeaseId, PROTOCOL_VERSION, SequenceId, checksum};
 use tokio::sync::mpsc;
-use tracing::{Instrument, Span};
+use tracing::Instrument;
 
 use crate::device::GrantedLease;
 use crate::faults::{FaultSwitches, FrameFault};
+use crate::traces::Hop;
 
 /// Jobs that a pusher holds: two chunks' worth of layers of a small model. More makes the engine wait, not the memory grow.
 pub(crate) const PUSH_CAPACITY: usize = 64;
@@ -30,7 +31,7 @@ pub(crate) struct PushRoutes(DashMap<SequenceId, Route>);
 struct Route {
     lease: Arc<GrantedLease>,
     jobs: mpsc::Sender<PushJob>,
-    span: Span,
+    hop: Hop,
 }
 
 /// One layer's blocks, to be pushed.
@@ -41,13 +42,13 @@ pub(crate) struct PushJob {
     first_block: u32,
     blocks: Vec<Bytes>,
     /// Closes when the route does and the last job is done.
-    span: Span,
+    hop: Hop,
 }
 
 impl PushRoutes {
-    /// Layers of `sequence` go to `jobs` from here on, and what is done with them is told in `span`.
-    pub(crate) fn open(&self, sequence: SequenceId, lease: GrantedLease, jobs: mpsc::Sender<PushJob>, span: Span) {
-        self.0.insert(sequence, Route { lease: Arc::new(lease), jobs, span });
+    /// Layers of `sequence` go to `jobs` from here on; `hop` is open until the last is delivered.
+    pub(crate) fn open(&self, sequence: SequenceId, lease: GrantedLease, jobs: mpsc::Sender<PushJob>, hop: Hop) {
+        self.0.insert(sequence, Route { lease: Arc::new(lease), jobs, hop });
     }
 
     /// Layers of `sequence` go nowhere from here on.
@@ -70,10 +71,10 @@ impl PushRoutes {
         blocks: Vec<Bytes>,
     ) {
         let Some(route) = self.0.get(&sequence).map(|route| route.clone()) else { return };
-        let Route { lease: granted, jobs, span } = route;
+        let Route { lease: granted, jobs, hop } = route;
         if granted.lease == lease {
             // Fails if the pusher is gone: then its actor is, and the sequence is replayed.
-            let _ = jobs.send(PushJob { sequence, lease: granted, layer, first_block, blocks, span }).await;
+            let _ = jobs.send(PushJob { sequence, lease: granted, layer, first_block, blocks, hop }).await;
         }
     }
 }
@@ -92,14 +93,19 @@ impl Pusher {
     /// Pushes until no route leads here any more.
     pub(crate) async fn run(self, mut jobs: mpsc::Receiver<PushJob>) {
         while let Some(job) = jobs.recv().await {
-            let (sequence, lease, span) = (job.sequence, job.lease.lease, job.span.clone());
-            if let Err(error) = self.push(job).instrument(span.clone()).await {
-                match error {
-                    PushError::LeaseGone => metrics::counter!("relevo_pushes_too_late_total").increment(1),
-                    error => tracing::warn!(parent: &span, %sequence, %lease, %error, "blocks could not be pushed"),
-                }
-                (self.failed)(sequence);
+            let hop = job.hop.clone();
+            self.push_or_tell(job).instrument(hop.span().clone()).await;
+        }
+    }
+
+    async fn push_or_tell(&self, job: PushJob) {
+        let (sequence, lease) = (job.sequence, job.lease.lease);
+        if let Err(error) = self.push(job).await {
+            match error {
+                PushError::LeaseGone => metrics::counter!("relevo_pushes_too_late_total").increment(1),
+                error => tracing::warn!(%sequence, %lease, %error, "blocks could not be pushed"),
             }
+            (self.failed)(sequence);
         }
     }
 

@@ -138,10 +138,12 @@ impl PrefillState {
             self.handle(PrefillEvent::PushFailed { sequence, lease: lease.lease });
             return;
         };
-        let (parent, id) = (self.directory.traces.of(sequence), lease.lease);
-        let span =
-            tracing::debug_span!(parent: &parent, "push", %sequence, lease = %id, from = %self.port.id, to = %decode);
-        self.port.routes.open(sequence, lease.clone(), jobs, span);
+        let (id, from) = (lease.lease, self.port.id);
+        let hop = self.directory.traces.hop(
+            sequence,
+            |parent| tracing::debug_span!(parent: parent, "push", %sequence, lease = %id, %from, to = %decode),
+        );
+        self.port.routes.open(sequence, lease.clone(), jobs, hop);
         let _ = self.port.command(DeviceCommand::UseLease { sequence, lease });
     }
 
