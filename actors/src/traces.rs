@@ -55,7 +55,8 @@ impl Traces {
     /// A hop of the stream, as a span below the one given.
     pub(crate) fn hop(&self, sequence: SequenceId, span: impl FnOnce(&Span) -> Span) -> Hop {
         let trace = self.of(sequence);
-        let span = trace.as_ref().map_or_else(|| span(&Span::none()), |trace| span(&trace.gateway));
+        let parent = trace.as_ref().map_or_else(Span::none, |trace| trace.gateway.clone());
+        let span = span(&parent);
         Hop { trace, span }
     }
 

@@ -142,6 +142,13 @@ async fn a_request_leaves_a_span_for_each_hop_in_order_below_its_own() {
         in_order.sort_by_key(|span| span.closed);
         let closings: Vec<_> = in_order.iter().map(|span| span.name.as_str()).collect();
         assert_eq!(closings, ["route", "queue", "prefill", "decode", "gateway"]);
+        let closed = |name: &str| seen.iter().find(|span| span.name == name).map(|span| span.closed.unwrap());
+        for side in ["land", "push"] {
+            assert!(
+                closed(side).is_none_or(|closed_at| Some(closed_at) > closed("prefill")),
+                "{side} goes on to the end"
+            );
+        }
         let (gateway, route) = (&seen[0].fields.0, &seen[1].fields.0);
         assert_eq!((gateway["finish"].as_str(), &gateway["tokens"]), ("length", &outcome.tokens.len().to_string()));
         let decode = if layout == Layout::SameDevice { "device-0" } else { "device-1" };

@@ -160,6 +160,26 @@ fn preemption_recomputes_and_emits_nothing_twice() {
 }
 
 #[test]
+fn blocks_of_a_prefix_that_is_taken_up_again_make_no_room() {
+    let mut rig = Rig::new(12);
+    rig.submit(request(1, &prompt(1, 96), 1));
+    rig.run();
+    assert_eq!(rig.core.kv_blocks().cached, 6);
+    let running = request(2, &prompt(2, 64), 30);
+    rig.submit(running.clone());
+    rig.step();
+    // It would find six blocks of its eight idle. Once it uses them, two of the pool are left for both.
+    let again = request(3, &prompt(1, 128), 1);
+    rig.submit(again.clone());
+    rig.run();
+    assert_eq!(rig.core.counters().preemptions, 0, "it waits until there is room for all of it");
+    assert_eq!(rig.core.counters().prefix_hit_tokens, 96);
+    for request in [running, again] {
+        assert_eq!(rig.tokens(request.sequence), reference(&request));
+    }
+}
+
+#[test]
 fn the_lowest_priority_makes_room_first() {
     let mut rig = Rig::new(12);
     let low = rig.submit(GenerateRequest { priority: -1, ..request(1, &prompt(1, 30), 60) });
@@ -435,6 +455,18 @@ fn a_grant_never_eats_into_what_running_sequences_will_need() {
     assert_eq!(reserve(&mut rig, 1, &request(2, &prompt(2, 48), 100)), None);
     assert!(reserve(&mut rig, 2, &request(2, &prompt(2, 16), 20)).is_some());
     assert_eq!(rig.core.counters().leases_refused, 1);
+}
+
+#[test]
+fn a_grant_counts_the_idle_blocks_that_it_takes_up() {
+    let mut rig = Rig::new(12);
+    rig.submit(request(1, &prompt(1, 96), 1));
+    rig.run();
+    rig.submit(request(2, &prompt(2, 64), 100));
+    rig.step();
+    // Six idle blocks and two free ones are left, of which the running sequence will need three.
+    assert_eq!(reserve(&mut rig, 1, &request(3, &prompt(1, 96), 2)), None);
+    assert!(reserve(&mut rig, 2, &request(4, &prompt(1, 64), 2)).is_some());
 }
 
 #[test]

@@ -31,7 +31,7 @@ pub(crate) struct Directory {
     pub(crate) allow_faults: bool,
     pub(crate) limits: Limits,
     pub(crate) disaggregate: Disaggregate,
-    /// Sequences that wait in the router, for status.
+    /// Sequences that wait in the router, for those who look at the queues.
     pub(crate) router_waiting: AtomicUsize,
     /// The last map that was published: what everyone acts on while the coordinator is away.
     map: RwLock<ClusterMap>,

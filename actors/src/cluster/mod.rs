@@ -2,6 +2,7 @@
 
 mod directory;
 mod options;
+mod queues;
 mod root;
 mod runner;
 mod slot;
@@ -17,9 +18,11 @@ use tokio::task::JoinSet;
 
 pub(crate) use directory::Directory;
 pub use options::{ClusterOptions, DeviceSpec, Limits, ModelFactory, TuneLimits};
+pub(crate) use queues::{Fill, fill_of, fill_of_weak};
 pub(crate) use slot::Slot;
 pub(crate) use ticker::Ticker;
 
+use self::queues::Queues;
 use self::root::{RootArguments, RootMessage};
 use self::runner::Runner;
 use crate::coordinator::{CoordinatorMessage, Standing};
@@ -47,6 +50,7 @@ const STOP_TIME: Duration = Duration::from_secs(1);
 pub struct Cluster {
     directory: Arc<Directory>,
     gateway: Gateway,
+    queues: Queues,
     intake: Intake,
     root: Arc<Slot<RootMessage>>,
     stop: watch::Sender<bool>,
@@ -87,6 +91,7 @@ impl Cluster {
         let directory = Arc::new(Directory::new(&options));
         let (gateway, submissions) = gateway_channel(SUBMISSION_CAPACITY);
         let (tokens, token_receiver) = mpsc::channel(TOKEN_CAPACITY);
+        let queues = Queues::new(Arc::clone(&directory), &gateway, &tokens);
         let intake =
             Intake { submissions: Arc::new(Mutex::new(submissions)), tokens: Arc::new(Mutex::new(token_receiver)) };
         let arguments = RootArguments {
@@ -103,8 +108,9 @@ impl Cluster {
             .map_err(|error| ClusterError::Start(error.to_string()))?;
         wait_for_all(&directory).await;
         let mut tasks = JoinSet::new();
-        tasks.spawn(runner.run(stopped));
-        Ok(Self { directory, gateway, intake, root, stop, failed, runner: Mutex::new(tasks) })
+        tasks.spawn(runner.run(stopped.clone()));
+        tasks.spawn(queues.clone().report(stopped));
+        Ok(Self { directory, gateway, queues, intake, root, stop, failed, runner: Mutex::new(tasks) })
     }
 
     /// The way in.
@@ -114,7 +120,7 @@ impl Cluster {
 
     /// A snapshot of the whole.
     pub fn status(&self) -> ClusterStatus {
-        snapshot::status(&self.directory, &self.gateway)
+        snapshot::status(&self.directory, self.queues.status())
     }
 
     /// Whether a prefill and a decode worker serve now.

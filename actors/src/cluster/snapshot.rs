@@ -1,14 +1,11 @@
 //! The cluster's status, gathered.
 
-use std::sync::atomic::Ordering;
-
 use super::directory::Directory;
 use crate::device::{DevicePort, DeviceRole};
-use crate::gateway::Gateway;
 use crate::status::{ClusterStatus, DeviceStatus, NodeStatus, QueueStatus};
 
 /// A snapshot. Figures of different devices are not of one instant.
-pub(super) fn status(directory: &Directory, gateway: &Gateway) -> ClusterStatus {
+pub(super) fn status(directory: &Directory, queues: Vec<QueueStatus>) -> ClusterStatus {
     let devices: Vec<_> = directory.devices.values().map(|port| device(port)).collect();
     let plays = |role| directory.devices.values().any(|port| port.plays(role));
     let roles = [
@@ -21,7 +18,7 @@ pub(super) fn status(directory: &Directory, gateway: &Gateway) -> ClusterStatus 
     ClusterStatus {
         nodes: vec![NodeStatus { name: directory.node.clone(), pid: std::process::id(), roles, devices }],
         supervision: directory.tree.status(),
-        queues: queues(directory, gateway),
+        queues,
     }
 }
 
@@ -43,24 +40,4 @@ fn device(port: &DevicePort) -> DeviceStatus {
         prefix_query_tokens: stats.prefix_query_tokens,
         steps: stats.steps,
     }
-}
-
-fn queues(directory: &Directory, gateway: &Gateway) -> Vec<QueueStatus> {
-    let mut queues = Vec::new();
-    let mut add = |name: String, (depth, capacity): (usize, usize)| {
-        queues.push(QueueStatus { name, depth: depth as u64, capacity: capacity as u64 });
-    };
-    add("submissions".into(), gateway.depth());
-    add("streams".into(), directory.keeper.depth());
-    add("router".into(), (directory.router_waiting.load(Ordering::Relaxed), directory.limits.max_waiting));
-    for port in directory.devices.values() {
-        if let Some(engine) = port.engine().as_ref() {
-            let capacity = engine.commands.max_capacity();
-            add(format!("{}/commands", port.id), (capacity - engine.commands.capacity(), capacity));
-        }
-        if let Some(link) = port.inbound() {
-            add(format!("{}/inbound", port.id), link.depth());
-        }
-    }
-    queues
 }

@@ -251,7 +251,6 @@ impl Engine {
         let stats = self.core.stats();
         self.stats.send_if_modified(|last| std::mem::replace(last, stats) != stats);
         self.metrics.record_state(stats, self.core.counters());
-        self.metrics.record_queues(self.commands.len(), &self.events, &self.tokens);
     }
 
     /// The last words, and the model back to whoever starts the next epoch, over an empty pool.

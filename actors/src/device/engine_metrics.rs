@@ -4,10 +4,9 @@
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use relevo_wire::{DeviceId, Instant64};
-use tokio::sync::mpsc::Sender;
 
 use super::core::{CoreCounters, StepShape};
-use super::interface::{DeviceEvent, EngineStats, TokenBatch};
+use super::interface::EngineStats;
 use crate::clock;
 
 /// One engine's handles.
@@ -18,8 +17,6 @@ pub(super) struct EngineMetrics {
     usage: Gauge,
     /// Free, cached, active, leased.
     blocks: [Gauge; 4],
-    /// Commands, events, tokens.
-    queues: [Gauge; 3],
     counters: [CoreCounter; 9],
     counted: CoreCounters,
     iteration_tokens: Histogram,
@@ -69,7 +66,6 @@ impl EngineMetrics {
         let device = device.0.to_string();
         let phase =
             |phase: &'static str| histogram!("relevo_step_seconds", "device" => device.clone(), "phase" => phase);
-        let queue = |queue: &'static str| gauge!("relevo_queue_depth", "device" => device.clone(), "queue" => queue);
         let blocks = |state: &'static str| gauge!("relevo_kv_blocks", "device" => device.clone(), "state" => state);
         let rows = |kind: &'static str| histogram!("relevo_batch_rows", "device" => device.clone(), "kind" => kind);
         Self {
@@ -78,7 +74,6 @@ impl EngineMetrics {
             leases: gauge!("relevo_leases", "device" => device.clone()),
             usage: gauge!("vllm:kv_cache_usage_perc", "engine" => device.clone()),
             blocks: ["free", "cached", "active", "leased"].map(blocks),
-            queues: ["engine_commands", "engine_events", "engine_tokens"].map(queue),
             counters: Self::counters(&device),
             counted: CoreCounters::default(),
             iteration_tokens: histogram!("vllm:iteration_tokens_total", "engine" => device.clone()),
@@ -126,14 +121,6 @@ impl EngineMetrics {
             counter.increment(value(&counters) - value(&self.counted));
         }
         self.counted = counters;
-    }
-
-    /// How full the engine's channels are.
-    pub(super) fn record_queues(&self, commands: usize, events: &Sender<DeviceEvent>, tokens: &Sender<TokenBatch>) {
-        let depths = [commands, events.max_capacity() - events.capacity(), tokens.max_capacity() - tokens.capacity()];
-        for (gauge, depth) in self.queues.iter().zip(depths) {
-            gauge.set(depth as f64);
-        }
     }
 
     /// What a step was, and where its time went.

@@ -11,7 +11,7 @@ use relevo_transport::FrameSender;
 use relevo_wire::{DeviceId, Epoch, SequenceId};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::interface::{DeviceCommand, DeviceRole, EngineExit, EngineStats};
+use super::interface::{DeviceCommand, DeviceEvent, DeviceRole, EngineExit, EngineStats};
 use crate::cluster::Slot;
 use crate::decode::{DecodeEvent, DecodeMessage, LandingStrip};
 use crate::prefill::{PrefillEvent, PrefillMessage, PushRoutes};
@@ -40,6 +40,8 @@ pub(crate) struct DevicePort {
 pub(crate) struct EngineLink {
     pub(crate) epoch: Epoch,
     pub(crate) commands: mpsc::Sender<DeviceCommand>,
+    /// To see how full it is.
+    pub(crate) events: mpsc::WeakSender<DeviceEvent>,
     pub(crate) kv: Arc<dyn KvMemory>,
     pub(crate) max_context: usize,
     pub(crate) stats: watch::Receiver<EngineStats>,

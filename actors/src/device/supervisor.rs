@@ -329,6 +329,7 @@ async fn start(
     let (stats_sender, stats) = watch::channel(EngineStats::default());
     let (exit_sender, exited) = oneshot::channel();
     let (started_sender, started) = oneshot::channel();
+    let weak_events = event_sender.downgrade();
     let progress = Arc::new(AtomicU64::new(0));
     let epoch = port.next_epoch();
     let ports = EnginePorts {
@@ -346,7 +347,8 @@ async fn start(
     };
     let thread = start_engine(ports, limits)?;
     let kv = started.await??;
-    Ok((EngineLink { epoch, commands, kv, max_context, stats, progress }, Remains { exited, thread }, events))
+    let link = EngineLink { epoch, commands, events: weak_events, kv, max_context, stats, progress };
+    Ok((link, Remains { exited, thread }, events))
 }
 
 /// Waits for an engine to end and takes its model over, if it has left one.

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tracing::Span;
 
 /// Events that a stream may lag behind before its reader counts as too slow and is cut.
-const STREAM_CAPACITY: usize = 1024;
+pub(super) const STREAM_CAPACITY: usize = 1024;
 
 /// What to tell a caller whose submission found the queue full.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -63,10 +63,9 @@ impl Gateway {
 }
 
 impl Gateway {
-    /// Submissions that wait to be taken in, and how many may.
-    pub(crate) fn depth(&self) -> (usize, usize) {
-        let capacity = self.submissions.max_capacity();
-        (capacity - self.submissions.capacity(), capacity)
+    /// The same way in, but it does not keep it open.
+    pub(crate) fn downgrade(&self) -> mpsc::WeakSender<Submission> {
+        self.submissions.downgrade()
     }
 }
 

@@ -16,11 +16,11 @@ use tokio::sync::{Notify, mpsc};
 use tracing::field::{Empty, display};
 
 use super::core::{Afterwards, Loss, Phase, StreamCore, Verdict, accused};
-use super::handle::Submission;
+use super::handle::{STREAM_CAPACITY, Submission};
 use super::placement::Placement;
 use super::stream_metrics::{StreamEnd, StreamMetrics};
 use crate::clock;
-use crate::cluster::Directory;
+use crate::cluster::{Directory, Fill, fill_of};
 use crate::device::{DeviceRole, TokenBatch};
 use crate::router::RouterMessage;
 use crate::traces::{Hop, Traces};
@@ -78,8 +78,13 @@ impl Keeper {
     }
 
     /// Live streams, and how many there may be.
-    pub(crate) fn depth(&self) -> (usize, usize) {
+    pub(crate) fn depth(&self) -> Fill {
         (self.num_live.load(Ordering::Relaxed), self.max_live)
+    }
+
+    /// Events that the stream whose reader lags most has waiting, and how many it may.
+    pub(crate) fn fullest_stream(&self) -> Fill {
+        self.streams.iter().map(|live| fill_of(&live.events)).max().unwrap_or((0, STREAM_CAPACITY))
     }
 
     /// Takes a stream in and sends it to the router.

@@ -1,15 +1,17 @@
 //! Where the layers of a sequence go: from the engine's events straight to the task that pushes to its decode device, past every mailbox.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use dashmap::DashMap;
 use relevo_transport::{Frame, FrameSender, PushError};
-use relevo_wire::{KvBlocksHeader, KvLayout, LayerIndex, LeaseId, PROTOCOL_VERSION, SequenceId, checksum};
+use relevo_wire::{DeviceId, KvBlocksHeader, KvLayout, LayerIndex, LeaseId, PROTOCOL_VERSION, SequenceId, checksum};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
+use crate::cluster::{Fill, fill_of_weak};
 use crate::device::GrantedLease;
 use crate::faults::{FaultSwitches, FrameFault};
 use crate::traces::Hop;
@@ -25,7 +27,11 @@ const MAX_RESENDS: usize = 3;
 
 /// Who decodes what is prefilled here.
 #[derive(Default)]
-pub(crate) struct PushRoutes(DashMap<SequenceId, Route>);
+pub(crate) struct PushRoutes {
+    routes: DashMap<SequenceId, Route>,
+    /// The pusher of each destination, to see how full its queue is.
+    pushers: DashMap<DeviceId, mpsc::WeakSender<PushJob>>,
+}
 
 #[derive(Clone)]
 struct Route {
@@ -48,17 +54,27 @@ pub(crate) struct PushJob {
 impl PushRoutes {
     /// Layers of `sequence` go to `jobs` from here on; `hop` is open until the last is delivered.
     pub(crate) fn open(&self, sequence: SequenceId, lease: GrantedLease, jobs: mpsc::Sender<PushJob>, hop: Hop) {
-        self.0.insert(sequence, Route { lease: Arc::new(lease), jobs, hop });
+        self.routes.insert(sequence, Route { lease: Arc::new(lease), jobs, hop });
     }
 
     /// Layers of `sequence` go nowhere from here on.
     pub(crate) fn close(&self, sequence: SequenceId) {
-        self.0.remove(&sequence);
+        self.routes.remove(&sequence);
     }
 
     /// All of them.
     pub(crate) fn close_all(&self) {
-        self.0.clear();
+        self.routes.clear();
+    }
+
+    /// `jobs` lead to the pusher of a destination from here on.
+    pub(crate) fn set_pusher(&self, to: DeviceId, jobs: &mpsc::Sender<PushJob>) {
+        self.pushers.insert(to, jobs.downgrade());
+    }
+
+    /// How full the queues of the pushers are, by destination.
+    pub(crate) fn queues(&self) -> BTreeMap<DeviceId, Fill> {
+        self.pushers.iter().map(|entry| (*entry.key(), fill_of_weak(entry.value()))).collect()
     }
 
     /// A layer is done. Waits for room with the pusher; a layer whose sequence is gone, or whose lease is another, is dropped.
@@ -70,7 +86,7 @@ impl PushRoutes {
         first_block: u32,
         blocks: Vec<Bytes>,
     ) {
-        let Some(route) = self.0.get(&sequence).map(|route| route.clone()) else { return };
+        let Some(route) = self.routes.get(&sequence).map(|route| route.clone()) else { return };
         let Route { lease: granted, jobs, hop } = route;
         if granted.lease == lease {
             // Fails if the pusher is gone: then its actor is, and the sequence is replayed.

@@ -164,6 +164,7 @@ impl PrefillState {
             failed: Box::new(move |sequence| directory.keeper.lost(&directory, sequence, Loss::Elsewhere)),
         };
         self.tasks.spawn(pusher.run(receiver));
+        self.port.routes.set_pusher(decode, &jobs);
         self.pushers.insert(decode, jobs.clone());
         Some(jobs)
     }

@@ -163,7 +163,6 @@ impl RouterState {
             self.handle(RouterEvent::Submit { request, admitted: true, suspect });
         }
         self.handle(RouterEvent::Tick);
-        metrics::gauge!("relevo_queue_depth", "queue" => NAME).set(self.core.num_waiting() as f64);
         self.directory.router_waiting.store(self.core.num_waiting(), std::sync::atomic::Ordering::Relaxed);
     }
 
