@@ -157,7 +157,7 @@ impl EngineHops {
     /// The engine tells of it.
     pub(crate) fn told(&mut self, event: &DeviceEvent) {
         match event {
-            DeviceEvent::HandedOver { sequence } if is_on() => self.enter(*sequence, Stage::Decode),
+            DeviceEvent::HandedOver { sequence, .. } if is_on() => self.enter(*sequence, Stage::Decode),
             DeviceEvent::Ended { sequence, .. } => _ = self.open.remove(sequence),
             _ => {}
         }
@@ -207,7 +207,7 @@ mod tests {
         let mut hops = EngineHops::new(DeviceId(0), traces.clone());
         hops.queued(sequence);
         hops.stepping([sequence].into_iter());
-        hops.told(&DeviceEvent::HandedOver { sequence });
+        hops.told(&DeviceEvent::HandedOver { sequence, num_blocks: 1 });
         assert!(traces.0.is_empty() && hops.open.is_empty());
     }
 }
