@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::isa::Isa;
+use super::matmul::{Lines, read_lines, run_dots};
 use super::pool::{ThreadPool, share};
 use super::simd::{Lanes, multiversion};
 use crate::compute::ComputeError;
@@ -18,57 +19,40 @@ const READ_BYTES: (usize, usize) = (16 << 20, 512 << 20);
 /// Times that each probe is repeated: the best counts, since a limit is what nothing else disturbs.
 const REPETITIONS: usize = 16;
 
-/// Fused multiply-adds on each accumulator in a probe: a few milliseconds.
+/// Multiply-adds on each accumulator in a probe: a few milliseconds.
 const CHAIN: u32 = 1 << 20;
 
 /// Measures what `num_threads` threads get out of memory and arithmetic with an instruction set; takes a fraction of a second.
 ///
 /// `working_set`: the bytes that are read again and again, such as a model's weights; the caches hold what they can of it.
 ///
-/// The int8 rate follows from the measured f32 rate: `vpdpbusd` does four multiply-adds a lane where `vfmadd` does one, at the same rate;
-/// AVX2 takes three instructions for the same four.
-///
 /// # Errors
 /// Transient: the system refuses threads or memory.
 pub fn measure_roofline(num_threads: usize, isa: Isa, working_set: usize) -> Result<Roofline, ComputeError> {
     let pool = ThreadPool::new(num_threads, false)?;
-    let f32_rate = multiply_add_rate(&pool, isa);
-    let int8_rate = match isa {
-        Isa::Avx512Vnni => 4.0 * f32_rate,
-        Isa::Avx2 => 4.0 / 3.0 * f32_rate,
-        Isa::Portable => f32_rate,
-    };
     Ok(Roofline {
-        bytes_per_second: read_rate(&pool, working_set.clamp(READ_BYTES.0, READ_BYTES.1))?,
-        matmul_operations_per_second: int8_rate,
-        attention_operations_per_second: f32_rate,
+        bytes_per_second: read_rate((&pool, isa), working_set.clamp(READ_BYTES.0, READ_BYTES.1))?,
+        matmul_operations_per_second: rate(&pool, |_, _| run_dots(isa, CHAIN)),
+        attention_operations_per_second: rate(&pool, |_, _| chains(isa, black_box(1.000_1))),
     })
 }
 
-/// Bytes a second that all threads together read out of this many.
-fn read_rate(pool: &ThreadPool, num_bytes: usize) -> Result<f64, ComputeError> {
-    let mut words: Vec<u64> = Vec::new();
-    words
-        .try_reserve_exact(num_bytes / 8)
-        .map_err(|_| ComputeError::OutOfMemory { wanted_bytes: num_bytes, what: "measuring the memory's bandwidth" })?;
+/// Bytes a second that all threads together read out of this many, which lie as weights do.
+fn read_rate((pool, isa): (&ThreadPool, Isa), num_bytes: usize) -> Result<f64, ComputeError> {
+    let mut memory = Lines::zeroed(num_bytes)?;
     // Not zeros: untouched pages of zeros would all be one page, and stay in the cache.
-    words.resize(num_bytes / 8, 1);
-    let seconds = best_seconds(|| {
-        pool.run(|thread, threads| {
-            let part = &words[share(words.len(), 64, (thread, threads))];
-            black_box(part.iter().fold(0, |sum: u64, word| sum ^ word));
-        });
-    });
-    Ok(num_bytes as f64 / seconds)
+    memory.bytes_mut().fill(1);
+    let (lines, _) = memory.bytes().as_chunks();
+    Ok(rate(pool, |thread, threads| read_lines(isa, &lines[share(lines.len(), 1, (thread, threads))])))
 }
 
-/// Multiplications and additions a second, two for each fused one, of all threads together.
-fn multiply_add_rate(pool: &ThreadPool, isa: Isa) -> f64 {
+/// What all threads together do a second, where each runs `probe` (with its index and the number of threads) and gets how much it did.
+fn rate(pool: &ThreadPool, probe: impl Fn(usize, usize) -> u64 + Sync) -> f64 {
     let num_done = AtomicU64::new(0);
     let seconds = best_seconds(|| {
         num_done.store(0, Ordering::Relaxed);
-        pool.run(|_, _| {
-            num_done.fetch_add(chains(isa, black_box(1.000_1)), Ordering::Relaxed);
+        pool.run(|thread, threads| {
+            num_done.fetch_add(probe(thread, threads), Ordering::Relaxed);
         });
     });
     num_done.load(Ordering::Relaxed) as f64 / seconds
@@ -88,7 +72,11 @@ fn run_chains<V: Lanes>(factor: f32) -> u64 {
 #[inline(always)]
 fn chain<V: Lanes, const CHAINS: usize>(factor: f32) -> u64 {
     let (factor, addend) = (V::splat(factor), V::splat(black_box(1e-7)));
-    let mut sums = [V::splat(black_box(1e-3)); CHAINS];
+    let mut sums = [addend; CHAINS];
+    // Numbers of which the compiler knows nothing: equal chains would be made one.
+    for sum in &mut sums {
+        *sum = V::splat(black_box(1e-3));
+    }
     for _ in 0..CHAIN {
         for sum in &mut sums {
             *sum = sum.mul_add(factor, addend);

@@ -8,7 +8,7 @@ use memmap2::MmapRaw;
 use crate::compute::ComputeError;
 
 /// Zeroed memory of one matrix; a part of a [`Chunk`] that no other has.
-pub(super) struct Lines {
+pub(in crate::cpu) struct Lines {
     chunk: Arc<Chunk>,
     range: Range<usize>,
 }
@@ -31,11 +31,11 @@ static LAST_CHUNK: Mutex<Weak<Chunk>> = Mutex::new(Weak::new());
 
 impl Lines {
     /// What it is aligned to.
-    pub(super) const LINE: usize = 64;
+    pub(in crate::cpu) const LINE: usize = 64;
 
     /// # Errors
     /// Transient: memory is short.
-    pub(super) fn zeroed(byte_len: usize) -> Result<Self, ComputeError> {
+    pub(in crate::cpu) fn zeroed(byte_len: usize) -> Result<Self, ComputeError> {
         let mut last = LAST_CHUNK.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(lines) = last.upgrade().and_then(|chunk| Self::take(chunk, byte_len)) {
             return Ok(lines);
@@ -60,13 +60,13 @@ impl Lines {
     }
 
     /// All of it.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(in crate::cpu) fn bytes(&self) -> &[u8] {
         // SAFETY: inside the chunk, and nobody else has this range.
         unsafe { std::slice::from_raw_parts(self.chunk.memory.as_ptr().add(self.range.start), self.range.len()) }
     }
 
     /// All of it.
-    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(in crate::cpu) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and `self` is borrowed for as long.
         unsafe {
             std::slice::from_raw_parts_mut(self.chunk.memory.as_mut_ptr().add(self.range.start), self.range.len())

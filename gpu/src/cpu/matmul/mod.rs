@@ -20,12 +20,15 @@ mod kernel;
 mod layout;
 mod lines;
 mod packed;
+mod probes;
 mod quant;
 mod vector;
 
 use std::ops::Range;
 
+pub(super) use lines::Lines;
 pub use packed::PackedMatrix;
+pub(super) use probes::{read_lines, run_dots};
 
 use super::aligned::AlignedVec;
 use super::isa::Isa;
@@ -35,7 +38,6 @@ use activations::{Strided, Terms, write_f32, write_int8};
 use dispatch::{kernel, tiles};
 use epilogue::{Columns, Products, finish};
 use kernel::{ActivationBlock, PanelRun};
-use lines::Lines;
 use packed::Segment;
 use quant::{BLOCK, PANEL_ROWS};
 
