@@ -227,6 +227,19 @@ fn rounded_activations_stay_close_to_real_numbers() {
 }
 
 #[test]
+fn numbers_half_way_between_two_codes_become_the_even_one() {
+    let mut bench = Bench::new(1);
+    let w = Encoded::random(TensorType::Q8_0, 16, 64, &mut Random(47));
+    let packed = PackedMatrix::pack(&[w.view()], Numerics::Default).unwrap();
+    // A block's largest of 127 makes its scale 1: halves lie between two codes, on either side of nought.
+    let x: Vec<f32> = (0..64u8).map(|i| if i % 32 == 0 { 127.0 } else { f32::from(i) - 31.5 }).collect();
+    let expected = expected(&x, &w, ROUNDED_ONCE);
+    for isa in Isa::available() {
+        assert_same_bits(&bench.store(isa, &x, (&packed, Rounding::Once)), &expected, isa.name());
+    }
+}
+
+#[test]
 fn rows_of_nothing_large_numbers_and_no_number_do_not_disturb_their_neighbours() {
     let mut bench = Bench::new(2);
     let mut random = Random(43);
