@@ -1,5 +1,5 @@
 //! Chat templates behave as they do in transformers, and hostile ones end.
-#![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking")]
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test's helpers fail by panicking")]
 
 use relevo::text::{ChatTemplate, TemplateError, TemplateInput};
 use serde_json::{Map, Value, json};
@@ -34,6 +34,10 @@ fn python_methods_work_on_strings_lists_and_objects() {
     );
     assert_eq!(render("{% for k, v in messages[0].items() %}{{ k }};{% endfor %}"), "role;content;");
     assert_eq!(render("{{ messages[0].get('name', 'none') }}"), "none");
+    assert_eq!(
+        render("{{ 'a  b'.split() | length }}{{ 'a\nb'.splitlines()[1] }}{{ '{:>4}|{}'.format(1, 'x') }}"),
+        "2b   1|x"
+    );
     assert_eq!(render("{{ messages[0]['content'][:2] }}{{ messages[-1].role }}"), "Hiuser");
 }
 
@@ -96,4 +100,43 @@ fn hostile_templates_run_out_of_fuel_or_room() {
     fails("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion");
     fails("{% set x = 'xxxxxxxxxxxxxxxx' * 65536 %}{% for i in range(1000) %}{{ x }}{% endfor %}", "");
     fails("{% include '/etc/passwd' %}", "");
+}
+
+/// Each of these would take gigabytes, or for ever, in a handful of instructions.
+#[test]
+fn hostile_templates_take_little_memory_before_they_end() {
+    let sources = [
+        "{% set ns = namespace(x='x' * 1000) %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% set ns = namespace(x='x' * 1000) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "{% set ns = namespace(x=[]) %}{% for i in range(100) %}{% set ns.x = ns.x + ['x' * 10000000] %}{% endfor %}",
+        "{% set x %}{% for i in range(100000) %}{{ 'x' * 1000000 }}{% endfor %}{% endset %}",
+        "{% macro m() %}{{ 'x' * 90000000 }}{% endmacro %}{% for i in range(100) %}{% set x = m() ~ m() %}{% endfor %}",
+        "{{ ([[0] * 100000000] * 100000000) | tojson }}",
+        "{{ ([[0] * 100000000] * 100000000) | tojson(indent=4, sort_keys=true) }}",
+        "{{ ([[0] * 100000000] * 100000000) | list | length }}",
+        "{{ [[0] * 100000000] * 100000000 }}",
+        "{{ ([0] * 100000000) | sort | length }}",
+        "{{ ('a,' * 40000000).split(',') | length }}",
+        "{{ ('a ' * 40000000).split() | length }}",
+        "{{ ('a\n' * 40000000).splitlines() | length }}",
+        "{{ ('a' * 1000000).replace('a', 'b' * 1000000) | length }}",
+        "{{ ('a' * 1000000) | replace('a', 'b' * 1000000) | length }}",
+        "{{ ('b' * 1000000).join('a' * 1000000) | length }}",
+        "{{ '%2000000000d' | format(1) | length }}",
+        "{{ '{:2000000000}'.format(1) | length }}",
+        "{{ ('a\n' * 1000000) | indent(1000000) | length }}",
+    ];
+    for source in sources {
+        let before = peak_kib();
+        let error = render_with(source, &json!([]), &Map::new()).map(|text| text.len()).expect_err(source);
+        let taken = peak_kib() - before;
+        assert!(taken < 384 << 10, "{source} took {} MiB, then said {error}", taken >> 10);
+    }
+}
+
+/// The most memory that this process has had resident; it only grows.
+fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }

@@ -3,6 +3,7 @@
 //! Workers know ids only. **Invariant:** nothing in here panics on what a model's files or a client's text contain, and a
 //! [`TextStream`] emits the same text wherever the boundaries of its tokens fall.
 
+mod bounded;
 mod encoder;
 mod model_text;
 mod python_json;

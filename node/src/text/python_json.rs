@@ -3,15 +3,20 @@
 use std::io;
 
 use serde::Serialize;
-use serde_json::Value;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+
+use super::bounded::Bounded;
 
 /// Writes `value` as `json.dumps(value, ensure_ascii=False, indent=indent)`: `, ` and `: ` between items, on one line without `indent`.
 ///
 /// # Errors
-/// None that a [`Value`] could cause.
-pub(super) fn dumps(value: &Value, indent: Option<usize>) -> Result<String, serde_json::Error> {
-    let mut out = Vec::new();
+/// It takes more than `most_bytes`, or is nothing that JSON can say.
+pub(super) fn dumps(
+    value: &impl Serialize,
+    indent: Option<usize>,
+    most_bytes: usize,
+) -> Result<String, serde_json::Error> {
+    let mut out = Bounded::new(most_bytes);
     match indent {
         Some(width) => {
             let spaces = " ".repeat(width);
@@ -22,7 +27,7 @@ pub(super) fn dumps(value: &Value, indent: Option<usize>) -> Result<String, serd
         }
         None => value.serialize(&mut Serializer::with_formatter(&mut out, OneLine))?,
     }
-    String::from_utf8(out).map_err(serde::ser::Error::custom)
+    out.into_text().map_err(serde::ser::Error::custom)
 }
 
 /// Python's default separators.
