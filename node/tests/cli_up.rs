@@ -5,6 +5,7 @@
 mod program;
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::time::Duration;
 
 use program::{Server, default_model, finish, kill, path_with, relevo, script, wait_for_line};
@@ -209,6 +210,28 @@ fn what_keeps_it_from_serving_is_said_in_one_line() {
         let is_ours = run.stderr.starts_with("relevo: ");
         assert!(!is_ours || run.stderr.lines().count() == 1, "{arguments:?}: {}", run.stderr);
     }
+}
+
+/// The library that reads it panics on this file; that panic is caught, and must not be printed beside the error that tells it.
+#[test]
+fn a_damaged_tokenizer_is_said_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gpu/tests/corpus");
+    let copy = |from: &str, to: &str| std::fs::copy(corpus.join(from), folder.path().join(to)).unwrap();
+    copy("config/plain.json", "config.json");
+    copy("safetensors/llama_f32.safetensors", "model.safetensors");
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    // The library cuts this prefix off every right part of a merge without looking whether it is there.
+    let tokenizer = json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "post_processor": null,
+        "pre_tokenizer": byte_level, "decoder": byte_level, "truncation": null, "padding": null,
+        "model": {"type": "BPE", "continuing_subword_prefix": "longer", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]},
+    });
+    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let run = finish(relevo(["up", "--listen", "127.0.0.1:0", "--model"]).arg(folder.path()));
+    assert_eq!(run.status.code(), Some(1), "{run:?}");
+    assert!(run.stderr.starts_with("relevo: the model's tokenizer is damaged: "), "{}", run.stderr);
+    assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
 }
 
 #[test]

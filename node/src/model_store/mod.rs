@@ -200,7 +200,7 @@ impl ModelStore {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(io_error("cannot read", &self.folder, error)),
         };
-        let mut models: Vec<StoredModel> = entries.filter_map(|entry| stored_model(&entry.ok()?.path())).collect();
+        let mut models: Vec<StoredModel> = entries.filter_map(|entry| listed_model(&entry.ok()?)).collect();
         models.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(models)
     }
@@ -266,11 +266,14 @@ fn model_name(path: &Path) -> String {
     name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// What lies at `path`, if by its looks it is a model. Names that begin with a dot are ours, or nobody's.
+/// What an entry of the data folder is, if it is a model. Names that begin with a dot are ours, or nobody's.
+fn listed_model(entry: &std::fs::DirEntry) -> Option<StoredModel> {
+    let is_hidden = entry.file_name().to_str()?.starts_with('.');
+    if is_hidden { None } else { stored_model(&entry.path()) }
+}
+
+/// What lies at `path`, if by its looks it is a model.
 fn stored_model(path: &Path) -> Option<StoredModel> {
-    if path.file_name()?.to_str()?.starts_with('.') {
-        return None;
-    }
     let metadata = std::fs::metadata(path).ok()?;
     let byte_len = if metadata.is_file() {
         path.extension().filter(|extension| extension.eq_ignore_ascii_case("gguf")).map(|_| metadata.len())?

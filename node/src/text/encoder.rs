@@ -1,8 +1,9 @@
 //! What turns text into ids: the crate `tokenizers`, or our own SentencePiece.
 
 use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::OnceLock;
+use std::cell::Cell;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Once, OnceLock};
 
 use relevo_wire::TokenId;
 
@@ -55,12 +56,44 @@ fn run(library: &tokenizers::Tokenizer, text: &str, around: bool) -> Result<Vec<
     encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|reason| TokenizerError::Encode { reason })
 }
 
-/// Calls the library, which indexes and unwraps on what tokenizer.json says: a damaged file must not end the process.
+thread_local! {
+    /// Calls of [`without_panic`] that this thread is in.
+    static MUFFLED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Calls the library, which indexes and unwraps on what tokenizer.json says: a damaged file must not end the process, and what it is
+/// damaged by is said once, by the error. Panics elsewhere are reported as ever.
 pub(super) fn without_panic<T>(call: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| panic_text(&*panic))
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let report = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if MUFFLED.get() == 0 {
+                report(info);
+            }
+        }));
+    });
+    MUFFLED.set(MUFFLED.get() + 1);
+    let called = panic::catch_unwind(AssertUnwindSafe(call));
+    MUFFLED.set(MUFFLED.get() - 1);
+    called.map_err(|panic| panic_text(&*panic))
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panics_are_muffled_where_they_are_caught_and_nowhere_else() {
+        assert_eq!(MUFFLED.get(), 0);
+        let inner = without_panic(|| (MUFFLED.get(), without_panic(|| panic!("inner {}", 1)), MUFFLED.get()));
+        assert_eq!(inner, Ok((1, Err::<(), _>("inner 1".to_owned()), 1)));
+        assert_eq!(without_panic(|| -> u8 { panic!("outer") }), Err("outer".to_owned()));
+        assert_eq!(MUFFLED.get(), 0);
+    }
 }
