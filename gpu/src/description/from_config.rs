@@ -149,8 +149,8 @@ fn rope_scaling(scaling: &Config<'_>, max_context: usize) -> Result<RopeScaling,
         None => scaling.text("type")?,
     };
     match kind {
-        // NTK-aware scaling that changes with the length begins only beyond `max_position_embeddings`, our limit.
-        None | Some("default" | "dynamic") => Ok(RopeScaling::None),
+        None | Some("default") => Ok(RopeScaling::None),
+        Some("dynamic") => dynamic(scaling, max_context),
         Some("linear") => Ok(RopeScaling::Linear { factor: scaling.required_number("factor")? }),
         Some("llama3") => Ok(RopeScaling::Llama3 {
             factor: scaling.required_number("factor")?,
@@ -163,6 +163,29 @@ fn rope_scaling(scaling: &Config<'_>, max_context: usize) -> Result<RopeScaling,
             what: format!("rope_scaling {other}"),
             reason: "known are default, linear, dynamic, llama3 and yarn".to_owned(),
         }),
+    }
+}
+
+/// NTK-aware scaling that changes with the length, as transformers has it: up to `max_position_embeddings`, which is our limit, its
+/// base is the model's own, whatever the factor. Relatives of it that differ below the limit are refused: angles that depend on how long
+/// a prompt has become would break the promise of same bits, and fixed ones would not be the model's.
+fn dynamic(scaling: &Config<'_>, max_context: usize) -> Result<RopeScaling, DescriptionError> {
+    scaling.required_number("factor")?;
+    let refused = |key: &str, reason: &str| {
+        Err(DescriptionError::NotServed {
+            what: format!("{} with rope_type dynamic", scaling.path(key)),
+            reason: reason.to_owned(),
+        })
+    };
+    if scaling.present("alpha").is_some() {
+        return refused("alpha", "that is another formula than transformers' own");
+    }
+    match scaling.number("original_max_position_embeddings")? {
+        Some(original) if original != max_context as f64 => refused(
+            "original_max_position_embeddings",
+            "the angles would change with the length of the prompt; set max_position_embeddings to this value, or rope_type to yarn",
+        ),
+        _ => Ok(RopeScaling::None),
     }
 }
 

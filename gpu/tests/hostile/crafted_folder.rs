@@ -68,6 +68,34 @@ fn a_configuration_that_lies_names_its_key() {
 }
 
 #[test]
+fn scaling_that_depends_on_the_length_is_served_only_where_it_does_not() {
+    let (weights, plain) = (weights(), String::from_utf8(config("plain.json")).unwrap());
+    let max_context = open(&[("config.json", plain.as_bytes()), ("model.safetensors", &weights)])
+        .map(|files| files.description().max_context)
+        .unwrap();
+    let with = |scaling: &str| {
+        let changed = plain.replace(r#""rope_theta""#, &format!(r#""rope_scaling": {scaling}, "rope_theta""#));
+        open(&[("config.json", changed.as_bytes()), ("model.safetensors", &weights)])
+    };
+    for sound in [
+        r#"{"rope_type": "dynamic", "factor": 4.0}"#.to_owned(),
+        format!(r#"{{"type": "dynamic", "factor": 4.0, "original_max_position_embeddings": {max_context}}}"#),
+    ] {
+        assert_eq!(with(&sound).unwrap().description().rope.scaling, RopeScaling::None, "{sound}");
+    }
+    let refused = |scaling: &str, word: &str| {
+        let text = with(scaling).unwrap_err();
+        assert!(text.contains(word), "{word:?} is not in {text:?}");
+    };
+    refused(r#"{"rope_type": "dynamic"}"#, "rope_scaling.factor");
+    refused(r#"{"rope_type": "dynamic", "factor": 1.0, "alpha": 1000}"#, "rope_scaling.alpha");
+    refused(
+        r#"{"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 2}"#,
+        "rope_scaling.original_max_position_embeddings",
+    );
+}
+
+#[test]
 fn an_index_names_only_files_beside_it() {
     let (config, weights) = (config("plain.json"), weights());
     let indexed = |file: &str, words: &[&str]| {

@@ -27,6 +27,7 @@ def tensor(x):
 
 
 torch = types.SimpleNamespace(
+    Tensor=Tensor,
     arange=lambda *a, **_: tensor(np.arange(*a)), int64=None, float=None, float32=None,
     clamp=lambda x, low, high: tensor(np.clip(x, low, high)),
     where=lambda c, a, b: tensor(np.where(c, a, b)), tensor=lambda x, **_: tensor(x))
@@ -42,6 +43,7 @@ CASES = {
     "default_64": ({"head_dim": 64, "rope_theta": 100000.0}, None),
     "default_partial": ({"head_dim": 128, "rope_theta": 10000.0, "partial_rotary_factor": 0.5}, None),
     "linear_4": ({"head_dim": 64, "rope_theta": 10000.0}, {"rope_type": "linear", "factor": 4.0}),
+    "dynamic_4": ({"head_dim": 64, "rope_theta": 10000.0}, {"rope_type": "dynamic", "factor": 4.0}),
     "llama31_8b": ({"head_dim": 128, "rope_theta": 500000.0, "max_position_embeddings": 131072},
                    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                     "original_max_position_embeddings": 8192}),
@@ -61,6 +63,9 @@ for name, (config, scaling) in CASES.items():
     holder = types.SimpleNamespace(rope_scaling=scaling, **full)
     function = space["ROPE_INIT_FUNCTIONS"][scaling["rope_type"] if scaling else "default"]
     inverse_frequencies, attention_factor = function(holder, None)
+    # What depends on the length does so beyond the context only.
+    for seq_len in (1, 100, full["max_position_embeddings"]):
+        assert (function(holder, None, seq_len=seq_len)[0] == inverse_frequencies).all()
     out[name] = {"config": full | {"rope_scaling": scaling}, "attention_factor": float(attention_factor),
                  "inverse_frequencies": [float(x) for x in inverse_frequencies]}
 print(json.dumps(out, indent=1))
