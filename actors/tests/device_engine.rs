@@ -79,6 +79,7 @@ impl Hands {
             for (_, event) in batch.events {
                 match event {
                     StreamEvent::Token { token, .. } => drawn.push(token),
+                    StreamEvent::Prefilled { .. } => {}
                     StreamEvent::Finished { .. } => return drawn,
                     other => panic!("{other:?}"),
                 }

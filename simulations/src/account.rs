@@ -135,6 +135,7 @@ fn tokens(events: &[(SequenceId, StreamEvent)]) -> String {
         StreamEvent::PromptLogprobs { first, logprobs } => {
             format!("{sequence} log-probabilities of {} prompt tokens from {first} on", logprobs.len())
         }
+        StreamEvent::Prefilled { cached_tokens } => format!("{sequence} prefilled, {cached_tokens} from the cache"),
         StreamEvent::Finished { reason, usage } => {
             format!("{sequence} finished by {reason:?} after {}", usage.completion_tokens)
         }

@@ -223,6 +223,7 @@ impl Read {
                     ensure(*first as usize == expected, || format!("prompt token {first}, {expected} was next"))?;
                     self.num_prompt_logprobs += logprobs.len();
                 }
+                StreamEvent::Prefilled { .. } => {}
                 last => self.last = Some(last.clone()),
             }
         }

@@ -29,6 +29,7 @@ pub struct StreamCore {
     request: GenerateRequest,
     phase: Phase,
     next_prompt_logprob: u32,
+    told_prefilled: bool,
     ahead: BTreeMap<u32, StreamEvent>,
     finish: Option<(FinishReason, Usage)>,
     num_deaths: u32,
@@ -118,6 +119,7 @@ impl StreamCore {
             request,
             phase: Phase::Queued,
             next_prompt_logprob,
+            told_prefilled: false,
             ahead: BTreeMap::new(),
             finish: None,
             num_deaths: 0,
@@ -185,6 +187,12 @@ impl StreamCore {
             StreamEvent::Token { index, .. } => self.token(index, event, now, emit),
             StreamEvent::PromptLogprobs { first, logprobs } => {
                 self.prompt_logprobs(first, logprobs, emit);
+                Verdict::Continues
+            }
+            StreamEvent::Prefilled { .. } => {
+                if !std::mem::replace(&mut self.told_prefilled, true) {
+                    emit.push(event);
+                }
                 Verdict::Continues
             }
             StreamEvent::Finished { reason, usage } => {

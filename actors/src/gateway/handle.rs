@@ -43,7 +43,7 @@ pub fn gateway_channel(capacity: usize) -> (Gateway, mpsc::Receiver<Submission>)
 }
 
 impl Gateway {
-    /// Hands over a sequence. Whether it is admitted shows in its first event: a token, `Finished`, or `Failed`.
+    /// Hands over a sequence. Whether it is admitted shows in its first event: `Failed`, or any other.
     ///
     /// # Errors
     /// Transient: [`RequestError::QueueFull`] or [`RequestError::ShuttingDown`].

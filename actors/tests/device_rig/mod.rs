@@ -43,6 +43,7 @@ pub(crate) struct Rig {
 pub(crate) struct Emitted {
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) prompt_logprobs: Vec<f32>,
+    pub(crate) cached_tokens: Option<u32>,
     pub(crate) last: Option<StreamEvent>,
 }
 
@@ -218,6 +219,7 @@ impl Rig {
                 assert_eq!(first as usize, emitted.prompt_logprobs.len() + 1, "{id}: first prompt log-probability");
                 emitted.prompt_logprobs.extend(logprobs.iter().map(|entry| entry.logprob));
             }
+            StreamEvent::Prefilled { cached_tokens } => emitted.cached_tokens = Some(cached_tokens),
             last => emitted.last = Some(last),
         }
     }

@@ -151,6 +151,7 @@ async fn read_all(mut first: Option<StreamEvent>, stream: &mut SequenceStream) -
                 add_bits(&mut bits, logprobs);
             }
             Some(StreamEvent::PromptLogprobs { logprobs, .. }) => add_bits(&mut bits, logprobs),
+            Some(StreamEvent::Prefilled { .. }) => {}
             Some(StreamEvent::Finished { reason, usage }) => {
                 assert_eq!(usage.completion_tokens as usize, tokens.len());
                 assert_eq!(timeout(PATIENCE, stream.next()).await.unwrap(), None, "nothing follows the last event");

@@ -207,6 +207,11 @@ impl Generation {
     /// Turns an event (or `None`: only the opening) of an answer into a piece.
     fn apply(&mut self, index: usize, event: Option<StreamEvent>, piece: &mut Piece) -> Result<(), ApiError> {
         let Some(sequence) = self.sequences.get_mut(index) else { return Ok(()) };
+        if let Some(StreamEvent::Prefilled { cached_tokens }) = event {
+            // An answer that a stop string ends hears of no other count.
+            sequence.usage.cached_tokens = cached_tokens;
+            return Ok(());
+        }
         let opening = sequence.opening.take();
         if let Some(opening) = opening {
             if let Some(echo) = &opening.echo {
@@ -215,7 +220,7 @@ impl Generation {
             piece.finish = opening.finish;
         }
         match event {
-            None => {}
+            None | Some(StreamEvent::Prefilled { .. }) => {}
             Some(StreamEvent::PromptLogprobs { logprobs, .. }) => {
                 sequence.choice.echo_logprobs(logprobs, piece);
             }

@@ -54,6 +54,22 @@ async fn an_answer_says_why_it_ends() {
 }
 
 #[tokio::test]
+async fn an_answer_that_a_stop_string_ends_tells_what_came_from_the_cache() {
+    let world = World::scripted(|request| {
+        let prefilled = StreamEvent::Prefilled { cached_tokens: 7 };
+        [prefilled].into_iter().chain(says(request, "hello")).collect()
+    })
+    .await;
+    for more in [json!({"stop": "ll"}), json!({"stop": "h", "n": 3})] {
+        let answer = world.chat(more).await.json();
+        assert_eq!(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 7, "{answer}");
+    }
+    let options = json!({"stop": "ll", "stream": true, "stream_options": {"include_usage": true}});
+    let chunks = world.complete(options).await.chunks();
+    assert_eq!(chunks.last().unwrap()["usage"]["prompt_tokens_details"]["cached_tokens"], 7);
+}
+
+#[tokio::test]
 async fn several_answers_stand_at_their_index() {
     let world = World::scripted(|request| says(request, format!("{}!", request.sequence.choice))).await;
     let body = world.post("/v1/completions", json!({"prompt": ["ab", "c"], "n": 2})).await.json();

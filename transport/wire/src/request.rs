@@ -112,6 +112,11 @@ pub enum StreamEvent {
         /// One for each prompt token.
         logprobs: Vec<TokenLogprobs>,
     },
+    /// The context is computed: comes right before the first token, once, however often the sequence is replayed.
+    Prefilled {
+        /// Prompt tokens taken from the prefix cache.
+        cached_tokens: u32,
+    },
     /// The next token.
     Token {
         /// Index among the generated tokens, those of earlier attempts counted.

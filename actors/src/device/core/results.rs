@@ -77,6 +77,10 @@ impl DeviceCore {
     fn take_token(&mut self, slot: usize, token: TokenId, logprobs: Option<TokenLogprobs>, effects: &mut Vec<Effect>) {
         let Some(sequence) = self.slots[slot].as_mut() else { return };
         let index = u32::try_from(sequence.num_generated()).unwrap_or(u32::MAX);
+        if sequence.role == DeviceRole::Prefill {
+            let cached_tokens = sequence.cached_tokens.unwrap_or(0);
+            effects.push(Effect::Emit(sequence.id(), StreamEvent::Prefilled { cached_tokens }));
+        }
         effects.push(Effect::Emit(sequence.id(), StreamEvent::Token { index, token, logprobs }));
         let ends = sequence.accept(token, self.max_context);
         self.counters.generated_tokens += 1;

@@ -95,6 +95,16 @@ fn prompt_log_probabilities_are_not_sent_twice() {
 }
 
 #[test]
+fn what_the_prefix_cache_gave_is_told_once() {
+    let prefilled = |cached_tokens| StreamEvent::Prefilled { cached_tokens };
+    let mut core = StreamCore::new(request(), Instant64(0));
+    assert_eq!(feed(&mut core, 0, prefilled(2)), (Verdict::Continues, vec![prefilled(2)]));
+    feed(&mut core, 0, token(0));
+    core.lost(core.sequence(), Loss::Elsewhere);
+    assert_eq!(feed(&mut core, 1, prefilled(0)), (Verdict::Continues, vec![]));
+}
+
+#[test]
 fn two_deaths_without_a_token_between_them_make_a_poison_and_a_token_clears() {
     let poisoned = |num_deaths| Afterwards::Fail(RequestError::Poisoned { num_deaths });
     let mut core = StreamCore::new(request(), Instant64(0));
