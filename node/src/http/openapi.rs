@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::answer;
 use super::api_error::ApiError;
-use super::request::{CHAT_FIELDS, COMPLETION_FIELDS, DETOKENIZE_FIELDS, Field, Kind, TOKENIZE_FIELDS};
+use super::request::{CHAT_FIELDS, COMPLETION_FIELDS, DETOKENIZE_FIELDS, Field, Kind, TOKENIZE_FIELDS, all};
 use super::routes::{Endpoint, ROUTES, Role, Route};
 
 /// `GET /openapi.json`
@@ -155,9 +155,8 @@ fn nullable(schema: &Value) -> Value {
 }
 
 /// The schema of a body, from the table that checks it. `null` is the same as absence.
-fn request(required: &[&str], fields: &[&Field]) -> Value {
-    let properties: Map<String, Value> = fields
-        .iter()
+fn request(required: &[&str], fields: &[&[&'static Field]]) -> Value {
+    let properties: Map<String, Value> = all(fields)
         .filter(|field| !matches!(field.kind, Kind::NotYet { .. }))
         .map(|field| {
             let schema = schema_of(&field.kind);

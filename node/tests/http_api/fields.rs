@@ -262,7 +262,6 @@ async fn what_is_not_served_yet_says_so() {
     let parts = |kind: &str| json!([{"role": "user", "content": [{"type": kind, "image_url": {"url": "data:,"}}]}]);
     let chat = [
         (json!({ "tools": tools }), "tools"),
-        (json!({"tools": []}), "tools"),
         (json!({"tool_choice": "auto"}), "tool_choice"),
         (json!({"functions": []}), "functions"),
         (json!({"response_format": {"type": "json_object"}}), "response_format"),
@@ -270,7 +269,12 @@ async fn what_is_not_served_yet_says_so() {
         (json!({"modalities": ["audio"]}), "modalities"),
         (json!({"messages": parts("image_url")}), "messages[0].content[0].type"),
         (json!({"messages": [{"role": "tool", "content": "a"}]}), "messages[0].role"),
-        (json!({"messages": [{"role": "assistant", "content": "a", "tool_calls": []}]}), "messages[0].tool_calls"),
+        (
+            json!({"messages": [{"role": "assistant", "content": "a", "tool_calls": [{"id": "c"}]}]}),
+            "messages[0].tool_calls",
+        ),
+        (json!({"reasoning_effort": "low"}), "reasoning_effort"),
+        (json!({"prompt_cache_retention": "24h"}), "prompt_cache_retention"),
     ];
     let cases: Vec<_> = chat.into_iter().map(|(more, param)| (more, "unsupported_parameter", param)).collect();
     refuses(CHAT, &cases).await;
@@ -299,6 +303,7 @@ async fn every_field_is_accepted_at_both_its_bounds() {
         json!({"logit_bias": {"0": -100, "257": 100}, "stop": ["a", "b", "c", "d"]}),
         json!({"ignore_eos": true, "return_tokens_as_token_ids": true, "user": "me"}),
         json!({"metadata": {"a": "b"}, "store": true, "service_tier": "auto"}),
+        json!({"service_tier": "fast"}),
         json!({"safety_identifier": "a", "prompt_cache_key": "b"}),
         json!({"stream": true, "stream_options": {"include_usage": true, "include_obfuscation": false}}),
     ];
@@ -314,6 +319,13 @@ async fn every_field_is_accepted_at_both_its_bounds() {
             json!({"logprobs": false}),
             json!({"response_format": {"type": "text"}, "tool_choice": "none", "modalities": ["text"]}),
             json!({"parallel_tool_calls": true}),
+            json!({"tools": [], "reasoning_effort": "none", "prompt_cache_retention": "in_memory"}),
+            json!({"messages": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "b", "refusal": null, "annotations": [], "tool_calls": [],
+                 "audio": null, "function_call": null},
+                {"role": "user", "content": "c"},
+            ]}),
             json!({"messages": [
                 {"role": "developer", "content": "be brief"},
                 {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "x"},

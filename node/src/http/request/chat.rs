@@ -56,37 +56,17 @@ const RESPONSE_FORMAT: Field =
     Field::not_yet_unless("response_format", "formats other than text are", |value| value == &json!({"type": "text"}));
 
 /// All fields of the body.
-pub(in crate::http) const FIELDS: &[&Field] = &[
-    &s::MODEL,
+pub(in crate::http) const FIELDS: &[&[&Field]] = &[s::SHARED_FIELDS, OWN_FIELDS];
+
+const OWN_FIELDS: &[&Field] = &[
     &MESSAGES,
-    &s::TEMPERATURE,
-    &s::TOP_P,
-    &s::TOP_K,
-    &s::MIN_P,
-    &s::SEED,
     &MAX_TOKENS,
     &MAX_COMPLETION_TOKENS,
-    &s::N,
-    &s::STOP,
     &LOGPROBS,
     &TOP_LOGPROBS,
-    &s::RETURN_TOKENS_AS_TOKEN_IDS,
-    &s::FREQUENCY_PENALTY,
-    &s::PRESENCE_PENALTY,
-    &s::REPETITION_PENALTY,
-    &s::LOGIT_BIAS,
-    &s::IGNORE_EOS,
-    &s::STREAM,
-    &s::STREAM_OPTIONS,
-    &s::USER,
-    &s::METADATA,
-    &s::STORE,
-    &s::SERVICE_TIER,
-    &s::SAFETY_IDENTIFIER,
-    &s::PROMPT_CACHE_KEY,
     &s::PARALLEL_TOOL_CALLS,
     &RESPONSE_FORMAT,
-    &Field::not_yet("tools", "tool calls are"),
+    &Field::not_yet_unless("tools", "tool calls are", is_empty_array),
     &Field::not_yet_unless("tool_choice", "tool calls are", |value| value == "none"),
     &Field::not_yet("functions", "function calls are"),
     &Field::not_yet_unless("function_call", "function calls are", |value| value == "none"),
@@ -95,9 +75,9 @@ pub(in crate::http) const FIELDS: &[&Field] = &[
     &Field::not_yet("prediction", "predicted outputs are"),
     &Field::not_yet("web_search_options", "web search is"),
     &Field::not_yet("moderation", "moderation is"),
-    &Field::not_yet("reasoning_effort", "reasoning models are"),
+    &Field::not_yet_unless("reasoning_effort", "reasoning models are", |value| value == "none"),
     &Field::not_yet_unless("verbosity", "verbosities other than medium are", |value| value == "medium"),
-    &Field::not_yet("prompt_cache_retention", "retention of prompt caches is"),
+    &Field::not_yet_unless("prompt_cache_retention", "retention beyond memory is", |value| value == "in_memory"),
     &Field::not_yet("prompt_cache_options", "options of prompt caches are"),
 ];
 
@@ -112,14 +92,22 @@ const MESSAGE_FIELDS: &[&Field] = &[
     &CONTENT,
     &NAME,
     &REFUSAL,
-    &Field::not_yet("tool_calls", "tool calls are"),
+    &Field::not_yet_unless("tool_calls", "tool calls are", is_empty_array),
     &Field::not_yet("tool_call_id", "tool calls are"),
     &Field::not_yet("function_call", "function calls are"),
     &Field::not_yet("audio", "audio is"),
+    // Clients send back the message that they were answered with, every field of it.
+    &Field::not_yet_unless("annotations", "annotations are", is_empty_array),
 ];
+
+fn is_empty_array(value: &Value) -> bool {
+    value.as_array().is_some_and(Vec::is_empty)
+}
 
 const PART_TYPE: Field = Field::structured("type", || json!({}), "");
 const PART_TEXT: Field = Field::text("text", MAX_CONTENT_CHARS, "");
+const PART_FIELDS: &[&Field] =
+    &[&PART_TYPE, &PART_TEXT, &Field::not_yet("prompt_cache_breakpoint", "breakpoints of prompt caches are")];
 
 /// A message as chat templates read it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -136,9 +124,7 @@ pub(in crate::http) struct Message {
 /// Makes a plan of the body.
 pub(in crate::http) fn plan(body: &[u8], planner: &Planner<'_>) -> Result<Plan, ApiError> {
     let map = parse_object(body)?;
-    let fields = Fields::new(&map, FIELDS, "")?;
-    planner.model.check_name(fields.text(&s::MODEL))?;
-    s::check_metadata(&fields)?;
+    let fields = s::checked_fields(&map, FIELDS, planner)?;
     let messages = messages(fields.required(&MESSAGES)?, &fields.path(&MESSAGES))?;
     let wanted = Wanted {
         n: fields.integer(&s::N),
@@ -184,7 +170,7 @@ pub(super) fn messages(value: &Value, path: &str) -> Result<Vec<Message>, ApiErr
 }
 
 fn message(value: &Value, path: &str) -> Result<Message, ApiError> {
-    let fields = Fields::new(check_object(value, path)?, MESSAGE_FIELDS, format!("{path}."))?;
+    let fields = Fields::new(check_object(value, path)?, &[MESSAGE_FIELDS], format!("{path}."))?;
     let role = role(fields.required(&ROLE)?, &fields.path(&ROLE))?;
     let content = content(fields.required(&CONTENT)?, &fields.path(&CONTENT))?;
     Ok(Message { role, content, name: fields.text(&NAME).map(str::to_owned) })
@@ -220,7 +206,7 @@ fn part<'a>(value: &'a Value, path: &str) -> Result<&'a str, ApiError> {
     if let Some(kind @ ("image_url" | "input_audio" | "file" | "refusal")) = kind.and_then(Value::as_str) {
         return Err(ApiError::not_yet(format!("{path}.type"), &format!("content parts of type '{kind}' are")));
     }
-    let fields = Fields::new(map, &[&PART_TYPE, &PART_TEXT], format!("{path}."))?;
+    let fields = Fields::new(map, &[PART_FIELDS], format!("{path}."))?;
     let type_path = fields.path(&PART_TYPE);
     let kind = fields.required(&PART_TYPE)?;
     match kind.as_str().ok_or_else(|| wrong_type(&type_path, "a string", kind))? {

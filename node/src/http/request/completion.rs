@@ -3,7 +3,7 @@
 use relevo_wire::TokenId;
 use serde_json::{Value, json};
 
-use super::fields::{Field, Fields, check_array, check_integer, check_text, parse_object, wrong_type};
+use super::fields::{Field, check_array, check_integer, check_text, parse_object, wrong_type};
 use super::{MAX_TOKENS_BOUND, Plan, Planner, PromptInput, Wanted, sampling as s};
 use crate::http::api_error::ApiError;
 
@@ -37,33 +37,13 @@ const LOGPROBS: Field =
 const ECHO: Field = Field::boolean("echo", "Begin the answer with the prompt. Default false.");
 
 /// All fields of the body.
-pub(in crate::http) const FIELDS: &[&Field] = &[
-    &s::MODEL,
+pub(in crate::http) const FIELDS: &[&[&Field]] = &[s::SHARED_FIELDS, OWN_FIELDS];
+
+const OWN_FIELDS: &[&Field] = &[
     &PROMPT,
-    &s::TEMPERATURE,
-    &s::TOP_P,
-    &s::TOP_K,
-    &s::MIN_P,
-    &s::SEED,
     &MAX_TOKENS,
-    &s::N,
-    &s::STOP,
     &LOGPROBS,
     &ECHO,
-    &s::RETURN_TOKENS_AS_TOKEN_IDS,
-    &s::FREQUENCY_PENALTY,
-    &s::PRESENCE_PENALTY,
-    &s::REPETITION_PENALTY,
-    &s::LOGIT_BIAS,
-    &s::IGNORE_EOS,
-    &s::STREAM,
-    &s::STREAM_OPTIONS,
-    &s::USER,
-    &s::METADATA,
-    &s::STORE,
-    &s::SERVICE_TIER,
-    &s::SAFETY_IDENTIFIER,
-    &s::PROMPT_CACHE_KEY,
     &Field::not_yet_unless("best_of", "values other than 1 are", |value| value == 1),
     &Field::not_yet_unless("suffix", "insertion before a suffix is", |value| value == ""),
 ];
@@ -71,9 +51,7 @@ pub(in crate::http) const FIELDS: &[&Field] = &[
 /// Makes a plan of the body.
 pub(in crate::http) fn plan(body: &[u8], planner: &Planner<'_>) -> Result<Plan, ApiError> {
     let map = parse_object(body)?;
-    let fields = Fields::new(&map, FIELDS, "")?;
-    planner.model.check_name(fields.text(&s::MODEL))?;
-    s::check_metadata(&fields)?;
+    let fields = s::checked_fields(&map, FIELDS, planner)?;
     let wanted = Wanted {
         n: fields.integer(&s::N),
         max_tokens: fields.integer(&MAX_TOKENS),

@@ -100,16 +100,16 @@ pub(in crate::http) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// Checks `map` against `known`. `prefix` goes before each name in errors, such as `messages[0].`.
+    /// Checks `map` against the fields of all lists of `known`. `prefix` goes before each name in errors, such as `messages[0].`.
     pub(super) fn new(
         map: &'a Map<String, Value>,
-        known: &[&'static Field],
+        known: &[&[&'static Field]],
         prefix: impl Into<String>,
     ) -> Result<Self, ApiError> {
         let prefix = prefix.into();
         for (name, value) in map {
             let path = || format!("{prefix}{name}");
-            let Some(field) = known.iter().find(|field| field.name == name) else {
+            let Some(field) = all(known).find(|field| field.name == name) else {
                 return Err(unknown(&path(), name, known));
             };
             if !value.is_null() {
@@ -266,9 +266,14 @@ pub(super) fn wrong_value(path: &str, found: &str, supported: &[&str]) -> ApiErr
     )
 }
 
-fn unknown(path: &str, name: &str, known: &[&'static Field]) -> ApiError {
+/// The fields of all lists.
+pub(in crate::http) fn all(known: &[&[&'static Field]]) -> impl Iterator<Item = &'static Field> {
+    known.iter().copied().flatten().copied()
+}
+
+fn unknown(path: &str, name: &str, known: &[&[&'static Field]]) -> ApiError {
     let path: String = path.chars().take(200).collect();
-    let near = known.iter().map(|field| field.name).find(|known| differ_by_a_slip(known, name));
+    let near = all(known).map(|field| field.name).find(|known| differ_by_a_slip(known, name));
     let hint = near.map(|near| format!(" Did you mean '{near}'?")).unwrap_or_default();
     let message = format!("Unknown parameter: '{path}'.{hint}");
     ApiError::invalid(path, "unknown_parameter", message)

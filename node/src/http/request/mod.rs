@@ -13,7 +13,7 @@ use relevo_wire::{SamplingParams, TokenId};
 pub(super) use self::chat::{FIELDS as CHAT_FIELDS, Message};
 pub(super) use self::completion::FIELDS as COMPLETION_FIELDS;
 use self::fields::Fields;
-pub(super) use self::fields::{Field, Kind};
+pub(super) use self::fields::{Field, Kind, all};
 pub(super) use self::sampling::StreamOptions;
 pub(super) use self::tokenize::{DETOKENIZE_FIELDS, TOKENIZE_FIELDS};
 use super::api_error::ApiError;

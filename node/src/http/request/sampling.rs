@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use relevo_wire::{SamplingParams, TokenId};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::Planner;
 use super::fields::{Field, Fields, check_array, check_number, check_object, check_text, wrong_type};
 use crate::http::api_error::ApiError;
 use crate::http::mint::Mint;
@@ -77,12 +78,41 @@ pub(super) const METADATA: Field = Field::structured(
     "Accepted without effect.",
 );
 pub(super) const STORE: Field = Field::boolean("store", "Accepted without effect: nothing is stored.");
-pub(super) const SERVICE_TIER: Field =
-    Field::one_of("service_tier", &["auto", "default", "flex", "scale", "priority"], "Accepted without effect.");
+pub(super) const SERVICE_TIER: Field = Field::one_of(
+    "service_tier",
+    &["auto", "default", "flex", "scale", "priority", "fast"],
+    "Accepted without effect.",
+);
 pub(super) const SAFETY_IDENTIFIER: Field = Field::text("safety_identifier", 64, "Accepted without effect.");
 pub(super) const PROMPT_CACHE_KEY: Field =
     Field::text("prompt_cache_key", 1024, "Accepted without effect: prefixes are shared by content.");
 pub(super) const PARALLEL_TOOL_CALLS: Field = Field::boolean("parallel_tool_calls", "Accepted without effect.");
+
+/// What both bodies may hold.
+pub(super) const SHARED_FIELDS: &[&Field] = &[
+    &MODEL,
+    &TEMPERATURE,
+    &TOP_P,
+    &TOP_K,
+    &MIN_P,
+    &SEED,
+    &N,
+    &STOP,
+    &RETURN_TOKENS_AS_TOKEN_IDS,
+    &FREQUENCY_PENALTY,
+    &PRESENCE_PENALTY,
+    &REPETITION_PENALTY,
+    &LOGIT_BIAS,
+    &IGNORE_EOS,
+    &STREAM,
+    &STREAM_OPTIONS,
+    &USER,
+    &METADATA,
+    &STORE,
+    &SERVICE_TIER,
+    &SAFETY_IDENTIFIER,
+    &PROMPT_CACHE_KEY,
+];
 
 const INCLUDE_USAGE: Field = Field::boolean("include_usage", "Send a last chunk with the token counts.");
 const INCLUDE_OBFUSCATION: Field = Field::boolean("include_obfuscation", "Accepted without effect.");
@@ -92,6 +122,18 @@ const INCLUDE_OBFUSCATION: Field = Field::boolean("include_obfuscation", "Accept
 pub(in crate::http) struct StreamOptions {
     /// Whether a last chunk carries the token counts.
     pub(in crate::http) include_usage: bool,
+}
+
+/// The fields of a body, its model being the one that is served.
+pub(super) fn checked_fields<'a>(
+    map: &'a Map<String, Value>,
+    known: &[&[&'static Field]],
+    planner: &Planner<'_>,
+) -> Result<Fields<'a>, ApiError> {
+    let fields = Fields::new(map, known, "")?;
+    planner.model.check_name(fields.text(&MODEL))?;
+    check_metadata(&fields)?;
+    Ok(fields)
 }
 
 /// How tokens are drawn. A seed that is left out is drawn here, so that a replay draws the same tokens.
@@ -146,12 +188,12 @@ pub(super) fn stream_options(fields: &Fields<'_>) -> Result<Option<StreamOptions
         return Err(ApiError::invalid(path, "invalid_parameter_combination", message));
     }
     let map = check_object(options, &path)?;
-    let options = Fields::new(map, &[&INCLUDE_USAGE, &INCLUDE_OBFUSCATION], format!("{path}."))?;
+    let options = Fields::new(map, &[&[&INCLUDE_USAGE, &INCLUDE_OBFUSCATION]], format!("{path}."))?;
     Ok(Some(StreamOptions { include_usage: options.boolean(&INCLUDE_USAGE).unwrap_or(false) }))
 }
 
 /// OpenAI's bounds of `metadata`, which has no effect.
-pub(super) fn check_metadata(fields: &Fields<'_>) -> Result<(), ApiError> {
+fn check_metadata(fields: &Fields<'_>) -> Result<(), ApiError> {
     let Some(metadata) = fields.value(&METADATA) else { return Ok(()) };
     let path = fields.path(&METADATA);
     let map = check_object(metadata, &path)?;

@@ -35,11 +35,11 @@ const TOKENS: Field = Field::structured(
 );
 
 /// All fields of `POST /tokenize`.
-pub(in crate::http) const TOKENIZE_FIELDS: &[&Field] =
-    &[&s::MODEL, &PROMPT, &MESSAGES, &ADD_SPECIAL_TOKENS, &ADD_GENERATION_PROMPT, &RETURN_TOKEN_STRS];
+pub(in crate::http) const TOKENIZE_FIELDS: &[&[&Field]] =
+    &[&[&s::MODEL, &PROMPT, &MESSAGES, &ADD_SPECIAL_TOKENS, &ADD_GENERATION_PROMPT, &RETURN_TOKEN_STRS]];
 
 /// All fields of `POST /detokenize`.
-pub(in crate::http) const DETOKENIZE_FIELDS: &[&Field] = &[&s::MODEL, &TOKENS];
+pub(in crate::http) const DETOKENIZE_FIELDS: &[&[&Field]] = &[&[&s::MODEL, &TOKENS]];
 
 /// What `POST /tokenize` answers.
 #[derive(Debug)]
@@ -71,10 +71,8 @@ impl Planner<'_> {
             (_, None) => {
                 fields.required(&PROMPT)?;
                 let prompt = fields.text(&PROMPT).unwrap_or_default();
-                {
-                    let words = self.words(PROMPT.name)?;
-                    if add_special.unwrap_or(true) { words.encode_prompt(prompt)? } else { words.encode(prompt)? }
-                }
+                let words = self.words(PROMPT.name)?;
+                if add_special.unwrap_or(true) { words.encode_prompt(prompt)? } else { words.encode(prompt)? }
             }
         };
         Ok(TokenizePlan { tokens, with_names: fields.boolean(&RETURN_TOKEN_STRS).unwrap_or(false) })
