@@ -9,6 +9,7 @@ use relevo::text::{
 use relevo_gpu::weights::ModelFiles;
 use serde_json::{Map, Value};
 
+#[path = "../../gpu/tests/default_model/mod.rs"]
 mod default_model;
 
 static TEXT: LazyLock<ModelText> = LazyLock::new(|| {

@@ -15,7 +15,7 @@ use relevo_gpu::model::{Model, ModelOptions};
 use relevo_gpu::weights::ModelFiles;
 use relevo_wire::{BLOCK_TOKENS, Numerics, blocks_for_tokens};
 
-use crate::cli::{Common, Failure};
+use crate::cli::{Common, Failure, variant};
 use crate::{model_store, terminal};
 use outcome::Outcome;
 use runner::Runner;
@@ -45,7 +45,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "T")]
     threads: Option<NonZeroUsize>,
     /// How exactly the model computes
-    #[arg(long, default_value = "default", value_name = "default|exact", value_parser = numerics)]
+    #[arg(long, default_value = "default", value_name = "default|exact", value_parser = variant::<Numerics>)]
     numerics: Numerics,
     /// Instruction set of the kernels [default: the fastest of this processor]
     #[arg(long, value_name = "NAME", value_parser = instruction_set)]
@@ -56,14 +56,6 @@ pub struct EngineArgs {
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
-}
-
-fn numerics(text: &str) -> Result<Numerics, String> {
-    match text {
-        "default" => Ok(Numerics::Default),
-        "exact" => Ok(Numerics::Exact),
-        _ => Err("expected default or exact".to_owned()),
-    }
 }
 
 fn instruction_set(text: &str) -> Result<Isa, String> {

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use serde::de::DeserializeOwned;
+use serde::de::value::{Error as ValueError, StrDeserializer};
 
 pub use byte_size::{ByteSize, ByteSizeError};
 pub use failure::Failure;
@@ -164,6 +166,14 @@ impl Common {
         let format = if self.log_json { LogFormat::Json } else { config.map_or(LogFormat::Text, |log| log.format) };
         logging::start(filter, format).map_err(|reason| Failure::Usage(format!("--log {filter}: expected {reason}")))
     }
+}
+
+/// A variant by its name in the configuration, with serde's own list of what there is.
+///
+/// # Errors
+/// The user's fault: no such variant.
+pub fn variant<T: DeserializeOwned>(name: &str) -> Result<T, ValueError> {
+    T::deserialize(StrDeserializer::new(name))
 }
 
 fn log_filter(text: &str) -> Result<String, String> {

@@ -98,7 +98,11 @@ impl ApiClient {
         let uri: Uri = url.parse().map_err(|error: hyper::http::uri::InvalidUri| refused(&error.to_string()))?;
         match uri.scheme_str() {
             Some("http") => {}
-            Some("https") => return Err(refused("https is not spoken yet; put a proxy in between")),
+            Some("https") => {
+                return Err(refused(
+                    "https is not spoken yet: give the http:// address of a proxy or tunnel on this machine that adds TLS",
+                ));
+            }
             _ => return Err(refused("it does not begin with http://")),
         }
         if uri.host().is_none_or(str::is_empty) {

@@ -5,10 +5,8 @@ use std::path::PathBuf;
 
 use relevo_actors::policy::routing::Disaggregate;
 use relevo_wire::Numerics;
-use serde::de::DeserializeOwned;
-use serde::de::value::{Error as ValueError, StrDeserializer};
 
-use crate::cli::{ByteSize, Failure};
+use crate::cli::{ByteSize, Failure, variant};
 use crate::config::{Config, ConfigError};
 use crate::config_command;
 
@@ -31,10 +29,10 @@ pub struct UpArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
     pub(super) max_context: Option<u32>,
     /// default: int8 activations and f16 KV; exact: f32 for both, slower
-    #[arg(long, value_name = "default|exact", value_parser = word::<Numerics>)]
+    #[arg(long, value_name = "default|exact", value_parser = variant::<Numerics>)]
     pub(super) numerics: Option<Numerics>,
     /// Whether prefill and decode of a request may be on two devices
-    #[arg(long, value_name = "auto|always|never", value_parser = word::<Disaggregate>)]
+    #[arg(long, value_name = "auto|always|never", value_parser = variant::<Disaggregate>)]
     pub(super) disaggregate: Option<Disaggregate>,
     /// A file with one API key a line; needed to listen on other addresses than loopback
     #[arg(long, value_name = "FILE")]
@@ -45,11 +43,6 @@ pub struct UpArgs {
     /// Allow the [testing] section, which breaks things on purpose
     #[arg(long)]
     pub(super) allow_faults: bool,
-}
-
-/// A variant by its name in the configuration, with serde's own list of what there is.
-fn word<T: DeserializeOwned>(text: &str) -> Result<T, ValueError> {
-    T::deserialize(StrDeserializer::new(text))
 }
 
 fn listen_address(text: &str) -> Result<SocketAddr, String> {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test binary uses a part of it")]
 
+#[path = "../../../gpu/tests/default_model/mod.rs"]
+mod default_model;
 mod scrape;
 mod server;
 
@@ -12,22 +14,12 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+pub(crate) use default_model::default_model;
 pub use scrape::Scrape;
 pub use server::Server;
 
 /// How long a command may take that loads no model from a network.
 pub const DEADLINE: Duration = Duration::from_secs(120);
-
-/// The default model's file, which `make test` (or `relevo model pull`) puts into the data folder.
-///
-/// # Panics
-/// If it is not there: the test that needs it must not pass.
-pub fn default_model() -> PathBuf {
-    let folder = relevo::environment::default_data_dir().expect("HOME is set");
-    let path = folder.join(relevo::model_store::CATALOGUE[0].file_name);
-    assert!(path.is_file(), "{} is missing: run `relevo model pull`", path.display());
-    path
-}
 
 /// The binary with these arguments, without a terminal, logging nothing but errors.
 pub fn relevo<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Command {
