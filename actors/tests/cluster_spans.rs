@@ -1,14 +1,17 @@
 //! What a request leaves in a trace: a span for each hop, below the one that it came with, all closed when it is over.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test's helper fails as its test does")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test's helper fails as its test does")]
 
 mod world;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use relevo_actors::cluster::Cluster;
+use relevo_actors::cluster::{Cluster, ClusterOptions};
+use relevo_actors::device::CoreLimits;
+use relevo_actors::policy::prefix::PrefixIdentity;
+use relevo_actors::policy::routing::Disaggregate;
 use relevo_wire::GenerateRequest;
 use tokio::time::timeout;
 use tracing::field::{Field, Visit};
@@ -16,7 +19,7 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Subscriber, info_span};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
-use world::{LAYOUTS, Layout, PATIENCE, read, request, start};
+use world::{LAYOUTS, Layout, PATIENCE, options, read, request, serve, start};
 
 /// A span that was made.
 #[derive(Clone, Debug, Default)]
@@ -188,4 +191,38 @@ async fn no_span_stays_open_whatever_ends_a_request() {
         }
         cluster.shutdown(Duration::from_secs(5)).await;
     }
+}
+
+/// Whether a request was prefilled and decoded on one device.
+async fn stayed_together(cluster: &Cluster, request: GenerateRequest) -> bool {
+    let id = request.sequence.request.0;
+    assert!(serve(cluster, request).await.end.is_ok());
+    let seen = closed_spans(id).await;
+    let route = &seen.iter().find(|span| span.name == "route").unwrap().fields.0;
+    route["prefill"] == route["decode"]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prompt_that_was_served_before_is_sent_to_where_its_blocks_lie() {
+    record();
+    let mut options = ClusterOptions { disaggregate: Disaggregate::Auto, ..options(Layout::Crossed) };
+    for device in &mut options.devices {
+        let identity = PrefixIdentity { secret: [1; 32], content: "scripted".into() };
+        device.tune = Arc::new(move |limits| CoreLimits { prefix_identity: Some(identity.clone()), ..limits });
+    }
+    let cluster = Cluster::start(options).await.unwrap();
+    let long = |id| GenerateRequest { prompt: (0..160).collect(), max_tokens: 3, ..request(id) };
+    assert!(!stayed_together(&cluster, long(1000)).await, "a long prompt that nobody holds is prefilled elsewhere");
+    // The news is on its way.
+    let mut ticks = tokio::time::interval(Duration::from_millis(20));
+    let learned = async {
+        for id in 1001.. {
+            ticks.tick().await;
+            if stayed_together(&cluster, long(id)).await {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, learned).await.expect("the router never learns of it");
+    cluster.shutdown(Duration::from_secs(5)).await;
 }

@@ -87,8 +87,14 @@ impl Hands {
         }
     }
 
+    /// The next event of a sequence or lease.
     async fn event(&mut self) -> DeviceEvent {
-        patiently(self.events.recv()).await.unwrap()
+        loop {
+            match patiently(self.events.recv()).await.unwrap() {
+                DeviceEvent::PrefixChanged { .. } => {}
+                event => return event,
+            }
+        }
     }
 
     async fn exit(self) -> Option<Box<dyn StepModel>> {

@@ -4,7 +4,7 @@
 
 mod device_rig;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use relevo_actors::device::{
     CoreEvent, CoreLimits, Destination, DeviceCommand, DeviceEvent, DeviceRole, GrantedLease, SequenceOutcome,
 };
+use relevo_actors::policy::hints::PrefixHints;
 use relevo_gpu::model::{ScriptedModel, ScriptedOptions, StepModel};
 use relevo_wire::{BlockIndex, Epoch, GenerateRequest, Instant64, LayerIndex, LeaseId, SequenceId, TenantId};
 
@@ -82,6 +83,8 @@ fn action() -> impl Strategy<Value = Action> {
         3 => (0..4_usize).prop_map(Action::Half),
         3 => Just(Action::Unpin),
         1 => (1..20_u64).prop_map(Action::Wait),
+        // Long enough for the news of the prefix cache.
+        1 => Just(Action::Wait(100)),
     ]
 }
 
@@ -96,6 +99,8 @@ struct World {
     heard: usize,
     wanted: Vec<SequenceId>,
     stepping: bool,
+    /// What a router knows.
+    hints: PrefixHints,
 }
 
 impl World {
@@ -111,6 +116,7 @@ impl World {
             heard: 0,
             wanted: Vec::new(),
             stepping: false,
+            hints: PrefixHints::default(),
         }
     }
 
@@ -173,6 +179,9 @@ impl World {
         }
         self.listen();
         self.check();
+        if let Action::Wait(100) = action {
+            self.check_hints();
+        }
     }
 
     fn reserve(&mut self, wish: &Wish) {
@@ -181,8 +190,12 @@ impl World {
         self.num_leases += 1;
         let lease = LeaseId(self.num_leases);
         self.rig.command(DeviceCommand::Reserve { lease, request: Arc::new(request.clone()) });
-        if let Some(DeviceEvent::Reserved { lease: granted, .. }) = self.rig.told.last() {
-            self.leases.insert(lease, (granted.clone(), request));
+        let granted = self.rig.told.iter().rev().find_map(|event| match event {
+            DeviceEvent::Reserved { lease: granted, .. } if granted.lease == lease => Some(granted.clone()),
+            _ => None,
+        });
+        if let Some(granted) = granted {
+            self.leases.insert(lease, (granted, request));
         }
     }
 
@@ -232,6 +245,9 @@ impl World {
             if let DeviceEvent::LeaseWanted { sequence } = event {
                 self.wanted.push(*sequence);
             }
+            if let DeviceEvent::PrefixChanged { change } = event {
+                self.hints.heard(change);
+            }
         }
         self.heard = self.rig.told.len();
     }
@@ -241,6 +257,13 @@ impl World {
         assert_eq!(blocks.free + blocks.cached + blocks.active + blocks.leased, 20);
         assert!(stats.running + stats.leases <= 6, "{stats:?}");
         assert_eq!(stats.leases as usize, self.leases.len());
+    }
+
+    /// Everything has been told: a router knows the blocks that are held, and no others.
+    fn check_hints(&self) {
+        let held: BTreeSet<_> = self.rig.core.prefixes().collect();
+        assert!(held.iter().all(|key| self.hints.holds(*key)), "{held:?} {:?}", self.hints);
+        assert_eq!(self.hints.num_held(), held.len());
     }
 
     /// Lets everything come to its end, and looks back.
@@ -255,6 +278,8 @@ impl World {
         }
         self.rig.now = Instant64(u64::MAX);
         self.rig.handle(CoreEvent::Tick);
+        self.listen();
+        self.check_hints();
         let (stats, blocks) = (self.rig.core.stats(), self.rig.core.kv_blocks());
         assert_eq!((blocks.active, blocks.leased, stats.running, stats.waiting, stats.leases), (0, 0, 0, 0, 0));
         for (id, request) in &self.requests {

@@ -78,6 +78,9 @@ fn router(event: &RouterEvent) -> Option<String> {
         RouterEvent::Ended(sequence) => format!("{sequence} is over"),
         RouterEvent::Refused(sequence) => format!("{sequence} was refused a lease"),
         RouterEvent::Map(seen) => format!("sees {}", map(seen)),
+        RouterEvent::PrefixChanged { device, epoch, change } => {
+            format!("{device}, {epoch}, holds {} blocks more and {} less", change.added.len(), change.removed.len())
+        }
     })
 }
 

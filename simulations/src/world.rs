@@ -26,6 +26,9 @@ use crate::witness::Witness;
 /// How often time alone is looked at, as by the actors.
 const TICK: Duration = Duration::from_millis(20);
 
+/// Quiet ticks before the end, in which the last news of the prefix caches reach the router.
+const AFTERMATH: u32 = 10;
+
 /// A run of one scenario.
 pub struct World {
     pub(crate) scenario: Scenario,
@@ -45,6 +48,8 @@ pub struct World {
     pub(crate) witness: Witness,
     pub(crate) lease_book: LeaseBook,
     pub(crate) tally: Report,
+    /// Ticks since which everything has been at rest.
+    num_quiet: u32,
     /// The lines of the account that are not told yet, if somebody listens.
     notes: Option<Vec<String>>,
 }
@@ -155,6 +160,8 @@ pub struct Report {
     pub maps: u64,
     /// Devices that were suspected.
     pub suspicions: u64,
+    /// Blocks of prefixes that the router knows of at the end.
+    pub hints: u64,
     /// Sequences that made room, on the engines that are there at the end.
     pub preemptions: u64,
     /// How long after the last misfortune the last stream ended.
@@ -183,6 +190,7 @@ impl World {
             witness: Witness::new(),
             lease_book: LeaseBook::new(LEASE_TERM),
             tally: Report::default(),
+            num_quiet: 0,
             notes: None,
         };
         world.begin();
@@ -248,8 +256,9 @@ impl World {
         self.check()?;
         if is_tick {
             self.check_in_time()?;
+            self.num_quiet = if self.is_quiet() { self.num_quiet + 1 } else { 0 };
         }
-        Ok(!(is_tick && self.is_quiet()))
+        Ok(self.num_quiet <= AFTERMATH)
     }
 
     fn happen(&mut self, happening: Happening) -> Result<(), Broken> {
@@ -362,6 +371,7 @@ impl World {
             leases_committed: self.lease_book.num_committed,
             leases_released: self.lease_book.num_released,
             leases_expired: self.lease_book.num_expired,
+            hints: self.num_hints(),
             preemptions: engines.map(|engine| engine.core.counters().preemptions).sum(),
             last_end_after_calm: ended.since(self.scenario.calm()),
             end: self.agenda.now(),

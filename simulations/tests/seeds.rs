@@ -34,6 +34,7 @@ fn no_seed_breaks_a_promise() {
     at_least(20, "leases released", |report| report.leases_released);
     at_least(20, "leases expired", |report| report.leases_expired);
     at_least(20, "suspicions", |report| report.suspicions);
+    at_least(2000, "prefix blocks known", |report| report.hints);
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod audit;
 mod leasing;
 mod lifecycle;
 mod limits;
+mod news;
 mod planning;
 mod pushing;
 mod results;
@@ -122,6 +123,8 @@ pub struct DeviceCore {
     step: Step,
     /// Reused by admission for those it passes over.
     passed_over: Vec<Waiting>,
+    /// Since when routers have not been told of what has changed in the prefix cache.
+    news_since: Option<Instant64>,
     draining: Option<Instant64>,
     stopped: bool,
     num_taken: u64,
@@ -154,6 +157,7 @@ impl DeviceCore {
             deadlines: BTreeSet::new(),
             step: Step::default(),
             passed_over: Vec::new(),
+            news_since: None,
             draining: None,
             stopped: false,
             num_taken: 0,
@@ -171,6 +175,7 @@ impl DeviceCore {
             CoreEvent::Tick => {}
         }
         self.expire(now, effects);
+        self.tell_news(now, effects);
     }
 
     fn obey(&mut self, command: DeviceCommand, effects: &mut Vec<Effect>) {

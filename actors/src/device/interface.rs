@@ -16,6 +16,7 @@ use relevo_wire::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::policy::hints::PrefixChange;
 use crate::status::KvBlocks;
 use crate::traces::Traces;
 
@@ -177,6 +178,11 @@ pub enum DeviceEvent {
         /// How.
         outcome: SequenceOutcome,
     },
+    /// To routers: blocks of prefixes that the device holds now, or no more. Some time after the fact, a few times a second.
+    PrefixChanged {
+        /// What has changed since the last.
+        change: PrefixChange,
+    },
     /// Drained: the thread ends.
     Stopped,
     /// To the supervisor: the step panicked or the device failed. The pool of this epoch is void, every sequence and lease in it is
@@ -192,7 +198,7 @@ pub enum DeviceEvent {
 }
 
 impl DeviceEvent {
-    /// Whose actor wants to know; `None` for the supervisor's, and for [`DeviceEvent::HandedOver`], which goes to both.
+    /// Whose actor wants to know; `None` for the supervisor's and routers', and for [`DeviceEvent::HandedOver`], which goes to both.
     pub fn role(&self) -> Option<DeviceRole> {
         match self {
             Self::LeaseWanted { .. } | Self::LayerReady { .. } | Self::PrefillFinished { .. } => {
@@ -200,7 +206,7 @@ impl DeviceEvent {
             }
             Self::Reserved { .. } | Self::Refused { .. } | Self::LeaseGone { .. } => Some(DeviceRole::Decode),
             Self::Ended { role, .. } => Some(*role),
-            Self::HandedOver { .. } | Self::Stopped | Self::Faulted { .. } => None,
+            Self::HandedOver { .. } | Self::PrefixChanged { .. } | Self::Stopped | Self::Faulted { .. } => None,
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::cluster::Directory;
 use crate::decode::{DecodeEvent, DecodeMessage};
 use crate::gateway::Loss;
 use crate::prefill::{PrefillEvent, PrefillMessage};
+use crate::router::RouterMessage;
 
 /// Runs until the engine's channel closes.
 pub(super) async fn pump(
@@ -27,6 +28,10 @@ pub(super) async fn pump(
                 port.routes.push(sequence, lease, layer, first_block, blocks).await;
             }
             DeviceEvent::Faulted { stepping, reason, .. } => fault = (stepping, Some(reason)),
+            DeviceEvent::PrefixChanged { change } => {
+                // A router that is not there will know less than it could.
+                let _ = directory.router.cast(RouterMessage::PrefixChanged { device: port.id, epoch, change });
+            }
             event => route(&directory, &port, event),
         }
     }
@@ -64,7 +69,10 @@ fn route(directory: &Directory, port: &DevicePort, event: DeviceEvent) {
             }
             true
         }
-        DeviceEvent::LayerReady { .. } | DeviceEvent::Stopped | DeviceEvent::Faulted { .. } => true,
+        DeviceEvent::LayerReady { .. }
+        | DeviceEvent::PrefixChanged { .. }
+        | DeviceEvent::Stopped
+        | DeviceEvent::Faulted { .. } => true,
     };
 }
 

@@ -11,8 +11,9 @@ use relevo_wire::{
 };
 
 use super::interface::{Destination, DeviceRole, SequenceOutcome};
-use crate::policy::blocks::{BlockPool, Registered};
+use crate::policy::blocks::{BlockName, BlockPool, Registered};
 use crate::policy::fairness::{Age, Waiting};
+use crate::policy::hints::{HintKey, extend_keys};
 use crate::policy::planner::ChunkWish;
 use crate::policy::prefix::{PrefixKey, PrefixSalt};
 
@@ -69,6 +70,8 @@ pub(super) struct Prefixes {
     pub(super) salt: Option<PrefixSalt>,
     /// Of the leading full blocks, as far as they were needed.
     pub(super) keys: Vec<PrefixKey>,
+    /// Of the same blocks.
+    pub(super) hints: Vec<HintKey>,
     /// Leading blocks of the table that bear their names in the pool.
     pub(super) num_registered: usize,
     /// Leading blocks of which those beyond the registered ones are claimed: it is about to compute them.
@@ -177,6 +180,7 @@ impl Sequence {
     pub(super) fn name_blocks(&mut self) {
         if let Some(salt) = &self.prefixes.salt {
             salt.extend(&mut self.prefixes.keys, &self.tokens);
+            extend_keys(&mut self.prefixes.hints, self.request.tenant, &self.tokens);
         }
     }
 
@@ -189,9 +193,10 @@ impl Sequence {
         }
         self.name_blocks();
         let (blocks, _) = self.tokens.as_chunks::<BLOCK_TOKENS>();
-        let named = self.table.iter_mut().zip(&self.prefixes.keys).zip(blocks);
-        for ((own, &key), tokens) in named.take(num_full).skip(self.prefixes.num_registered) {
-            if let Registered::Duplicate(holder) = pool.register(*own, key, self.request.tenant, tokens) {
+        let names = self.prefixes.keys.iter().zip(&self.prefixes.hints).map(|(&key, &hint)| BlockName { key, hint });
+        let named = self.table.iter_mut().zip(names).zip(blocks);
+        for ((own, name), tokens) in named.take(num_full).skip(self.prefixes.num_registered) {
+            if let Registered::Duplicate(holder) = pool.register(*own, name, self.request.tenant, tokens) {
                 pool.retain(holder);
                 pool.release(*own);
                 *own = holder;

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use relevo_wire::{BLOCK_TOKENS, BlockIndex, TenantId, TokenId};
 
 use super::eviction::EvictionOrder;
+use super::hints::{HintKey, PrefixNews};
 use super::prefix::{BuildPrefixKeyHasher, PrefixKey};
 use crate::status::KvBlocks;
 
@@ -19,6 +20,7 @@ pub struct BlockPool {
     by_key: HashMap<PrefixKey, BlockIndex, BuildPrefixKeyHasher>,
     eviction: EvictionOrder,
     counts: KvBlocks,
+    news: PrefixNews,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -29,10 +31,19 @@ struct Block {
     prefix: Option<Prefix>,
 }
 
-/// What a block with a key holds.
+/// What a block is found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockName {
+    /// By sequences.
+    pub key: PrefixKey,
+    /// By routers.
+    pub hint: HintKey,
+}
+
+/// What a block with a name holds.
 #[derive(Clone, Copy, Debug)]
 struct Prefix {
-    key: PrefixKey,
+    name: BlockName,
     tenant: TenantId,
     tokens: [TokenId; BLOCK_TOKENS],
 }
@@ -64,6 +75,7 @@ impl BlockPool {
             by_key: HashMap::default(),
             eviction: EvictionOrder::new(num_blocks as usize),
             counts: KvBlocks { free: u64::from(num_blocks), ..KvBlocks::default() },
+            news: PrefixNews::default(),
         }
     }
 
@@ -152,22 +164,23 @@ impl BlockPool {
         }
     }
 
-    /// Gives an active, full block the key under which others may find it.
+    /// Gives an active, full block the name under which others may find it.
     pub fn register(
         &mut self,
         block: BlockIndex,
-        key: PrefixKey,
+        name: BlockName,
         tenant: TenantId,
         tokens: &[TokenId; BLOCK_TOKENS],
     ) -> Registered {
-        match self.by_key.get(&key) {
-            Some(&named) if named != block => match self.lookup(key, tokens) {
+        match self.by_key.get(&name.key) {
+            Some(&named) if named != block => match self.lookup(name.key, tokens) {
                 Some(holder) => Registered::Duplicate(holder),
                 None => Registered::Clash,
             },
             _ => {
-                self.by_key.insert(key, block);
-                self.blocks[index(block)].prefix = Some(Prefix { key, tenant, tokens: *tokens });
+                self.by_key.insert(name.key, block);
+                self.blocks[index(block)].prefix = Some(Prefix { name, tenant, tokens: *tokens });
+                self.news.note(name.hint, true);
                 Registered::New
             }
         }
@@ -186,6 +199,16 @@ impl BlockPool {
         entry.num_refs == 0 && entry.prefix.is_some()
     }
 
+    /// What routers have not been told of the prefixes that it holds.
+    pub fn news(&mut self) -> &mut PrefixNews {
+        &mut self.news
+    }
+
+    /// The prefixes that it holds, as routers name them.
+    pub fn hints(&self) -> impl Iterator<Item = HintKey> + '_ {
+        self.blocks.iter().filter_map(|entry| Some(entry.prefix.as_ref()?.name.hint))
+    }
+
     /// References to a block.
     pub fn num_refs(&self, block: BlockIndex) -> u32 {
         self.blocks[index(block)].num_refs
@@ -199,7 +222,8 @@ impl BlockPool {
             let block = self.eviction.pop()?;
             self.counts.cached -= 1;
             if let Some(prefix) = self.blocks[index(block)].prefix.take() {
-                self.by_key.remove(&prefix.key);
+                self.by_key.remove(&prefix.name.key);
+                self.news.note(prefix.name.hint, false);
             }
             block
         };
@@ -243,4 +267,21 @@ impl BlockPool {
 
 const fn index(block: BlockIndex) -> usize {
     block.0 as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_prefixes_with_one_key_are_not_taken_for_each_other() {
+        let mut pool = BlockPool::new(2);
+        let name = BlockName { key: PrefixKey(7), hint: HintKey(7) };
+        let [first, second] = [1, 2].map(|token| [token; BLOCK_TOKENS]);
+        let blocks = [pool.allocate().unwrap(), pool.allocate().unwrap()];
+        assert_eq!(pool.register(blocks[0], name, TenantId(0), &first), Registered::New);
+        assert_eq!(pool.register(blocks[1], name, TenantId(0), &second), Registered::Clash);
+        assert_eq!(pool.register(blocks[1], name, TenantId(0), &first), Registered::Duplicate(blocks[0]));
+        assert_eq!((pool.lookup(name.key, &first), pool.lookup(name.key, &second)), (Some(blocks[0]), None));
+    }
 }

@@ -110,3 +110,32 @@ impl FairQueue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(tenant: u32, slot: usize) -> Waiting {
+        Waiting { priority: 0, tenant: TenantId(tenant), age: Age(slot as u64), slot }
+    }
+
+    #[test]
+    fn a_tenant_that_comes_back_from_idleness_has_saved_up_no_credit() {
+        let mut queue = FairQueue::default();
+        for slot in 0..4 {
+            queue.push(waiting(1, slot));
+        }
+        for _ in 0..2 {
+            let next = queue.pop().unwrap();
+            queue.charge(next.tenant, 1000);
+        }
+        // The other one has been served nothing yet, and is owed one turn for that, not all of them.
+        (4..8).for_each(|slot| queue.push(waiting(2, slot)));
+        let tenants = (0..4).map(|_| {
+            let next = queue.pop().unwrap();
+            queue.charge(next.tenant, 1000);
+            next.tenant.0
+        });
+        assert_eq!(tenants.collect::<Vec<_>>(), [2, 1, 2, 1]);
+    }
+}

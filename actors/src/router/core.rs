@@ -16,6 +16,7 @@ use super::workers::{InFlight, Workers};
 use crate::coordinator::{ClusterMap, MapEntry, Standing};
 use crate::device::DeviceRole;
 use crate::policy::fairness::{Age, FairQueue, GENERATED_TOKEN_COST, PROMPT_TOKEN_COST, Waiting};
+use crate::policy::hints::{HintKey, PrefixChange, PrefixHints};
 use crate::policy::routing::{self, Disaggregate, Route};
 
 /// Longest wait of a suspect for a device where nothing else is unproven; after it, it runs in any company.
@@ -87,6 +88,15 @@ pub enum RouterEvent {
     Refused(SequenceId),
     /// The coordinator has published: those that serve by it are the workers now, others are gone.
     Map(ClusterMap),
+    /// A worker says what has changed in its prefix cache.
+    PrefixChanged {
+        /// Who.
+        device: DeviceId,
+        /// Of its pool.
+        epoch: Epoch,
+        /// What.
+        change: PrefixChange,
+    },
     /// Time went by.
     Tick,
 }
@@ -138,6 +148,8 @@ pub struct RouterCore {
 #[derive(Clone, Debug)]
 struct Entry {
     request: Arc<GenerateRequest>,
+    /// Of its prompt's blocks.
+    keys: Arc<[HintKey]>,
     since: Instant64,
 }
 
@@ -180,6 +192,11 @@ impl RouterCore {
         self.workers.num_in_flight()
     }
 
+    /// What it knows of the prefixes that a worker holds.
+    pub fn hints(&self, device: DeviceId) -> Option<&PrefixHints> {
+        self.workers.hints(device)
+    }
+
     /// Handles one event.
     pub fn handle(&mut self, event: RouterEvent, now: Instant64, effects: &mut Vec<RouterEffect>) {
         match event {
@@ -189,7 +206,8 @@ impl RouterCore {
             RouterEvent::Placed { request, prefill, decode, started } => {
                 let route = Route { prefill, decode, skipped: None };
                 let sequence = request.sequence;
-                self.workers.place(InFlight::new(request, route, false));
+                let keys = self.workers.keys_of(&request);
+                self.workers.place(InFlight::new(request, keys, route, false));
                 if started {
                     self.workers.started(sequence);
                 }
@@ -201,6 +219,10 @@ impl RouterCore {
             RouterEvent::Ended(sequence) => self.ended(sequence, now),
             RouterEvent::Refused(sequence) => self.refused(sequence, now),
             RouterEvent::Map(map) => self.adopt(&map),
+            RouterEvent::PrefixChanged { device, epoch, change } => {
+                // Nobody who waits has more room by it.
+                return self.workers.prefix_changed(device, epoch, &change);
+            }
             RouterEvent::Tick => self.give_up_waiting(now, effects),
         }
         self.retry_refused(now, effects);
@@ -234,13 +256,14 @@ impl RouterCore {
             effects.push(RouterEffect::Reject { sequence, error });
             return;
         }
-        let entry = Entry { request, since: now };
+        let keys = self.workers.keys_of(&request);
+        let entry = Entry { request, keys, since: now };
         if admission.suspect {
             self.suspects.push_back(entry);
             return;
         }
         // What has room at once does not count as waiting.
-        let is_free = self.waiting.is_empty() && self.suspects.is_empty() && self.route(&entry.request).is_some();
+        let is_free = self.waiting.is_empty() && self.suspects.is_empty() && self.route(&entry).is_some();
         if !admission.admitted && !is_free && self.num_waiting() >= self.limits.max_waiting {
             let error = RequestError::QueueFull {
                 num_waiting: self.num_waiting(),
@@ -331,11 +354,11 @@ impl RouterCore {
     fn dispatch_suspects(&mut self, now: Instant64, effects: &mut Vec<RouterEffect>) {
         while let Some(entry) = self.suspects.front() {
             let impatient = now.since(entry.since) >= MAX_SUSPECT_WAIT;
-            let candidates = self.workers.candidates(&entry.request, !impatient);
+            let candidates = self.workers.candidates(&entry.request, &entry.keys, !impatient);
             let route = routing::choose(&candidates, entry.request.num_context_tokens(), self.limits.disaggregate);
             let Some(route) = route else { return };
             let Some(entry) = self.suspects.pop_front() else { return };
-            self.dispatch(entry.request, route, !impatient, effects);
+            self.dispatch(entry, route, !impatient, effects);
         }
     }
 
@@ -346,7 +369,7 @@ impl RouterCore {
             return;
         }
         while let Some(next) = self.queue.pop() {
-            let route = self.waiting.get(&next.slot).and_then(|entry| self.route(&entry.request));
+            let route = self.waiting.get(&next.slot).and_then(|entry| self.route(entry));
             let Some(route) = route else {
                 self.queue.push(next);
                 return;
@@ -354,23 +377,18 @@ impl RouterCore {
             let Some(entry) = self.waiting.remove(&next.slot) else { continue };
             self.slots.remove(&entry.request.sequence);
             self.queue.charge(next.tenant, service(&entry.request));
-            self.dispatch(entry.request, route, false, effects);
+            self.dispatch(entry, route, false, effects);
         }
     }
 
-    fn route(&self, request: &GenerateRequest) -> Option<Route> {
-        let candidates = self.workers.candidates(request, false);
-        routing::choose(&candidates, request.num_context_tokens(), self.limits.disaggregate)
+    fn route(&self, entry: &Entry) -> Option<Route> {
+        let candidates = self.workers.candidates(&entry.request, &entry.keys, false);
+        routing::choose(&candidates, entry.request.num_context_tokens(), self.limits.disaggregate)
     }
 
-    fn dispatch(
-        &mut self,
-        request: Arc<GenerateRequest>,
-        route: Route,
-        exclusive: bool,
-        effects: &mut Vec<RouterEffect>,
-    ) {
-        self.workers.place(InFlight::new(Arc::clone(&request), route, exclusive));
+    fn dispatch(&mut self, entry: Entry, route: Route, exclusive: bool, effects: &mut Vec<RouterEffect>) {
+        let Entry { request, keys, .. } = entry;
+        self.workers.place(InFlight::new(Arc::clone(&request), keys, route, exclusive));
         effects.push(RouterEffect::Dispatch { request, route });
     }
 

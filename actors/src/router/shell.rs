@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use relevo_wire::{GenerateRequest, SequenceId};
+use relevo_wire::{DeviceId, Epoch, GenerateRequest, SequenceId};
 
 use super::core::{RouterCore, RouterEffect, RouterEvent, RouterLimits};
 use crate::clock;
 use crate::cluster::{Directory, Ticker};
 use crate::coordinator::ClusterMap;
 use crate::gateway::Placement;
+use crate::policy::hints::PrefixChange;
 use crate::prefill::{PrefillEvent, PrefillMessage};
 
 /// Name in the supervision tree.
@@ -41,6 +42,15 @@ pub(crate) enum RouterMessage {
     Refused(SequenceId),
     /// A prefill worker could not give it to its engine.
     Undelivered(Arc<GenerateRequest>),
+    /// A device's prefix cache has changed.
+    PrefixChanged {
+        /// Whose.
+        device: DeviceId,
+        /// Of its pool.
+        epoch: Epoch,
+        /// How.
+        change: PrefixChange,
+    },
     /// The coordinator has published.
     Map(ClusterMap),
     /// Time went by.
@@ -88,7 +98,7 @@ impl Actor for RouterActor {
         message: Self::Msg,
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        if !matches!(message, RouterMessage::Tick | RouterMessage::Map(_)) {
+        if !matches!(message, RouterMessage::Tick | RouterMessage::Map(_) | RouterMessage::PrefixChanged { .. }) {
             state.directory.on_message(NAME);
         }
         match message {
@@ -102,6 +112,9 @@ impl Actor for RouterActor {
             RouterMessage::Started(sequence) => state.handle(RouterEvent::Started(sequence)),
             RouterMessage::Refused(sequence) => state.handle(RouterEvent::Refused(sequence)),
             RouterMessage::Undelivered(request) => state.undelivered(request),
+            RouterMessage::PrefixChanged { device, epoch, change } => {
+                state.handle(RouterEvent::PrefixChanged { device, epoch, change });
+            }
             RouterMessage::Map(map) => state.handle(RouterEvent::Map(map)),
             RouterMessage::Tick => state.tick(),
             RouterMessage::Poke => {}
@@ -153,7 +166,7 @@ impl RouterState {
         self.undelivered.push(request);
     }
 
-    fn to_prefill(&self, device: relevo_wire::DeviceId, event: PrefillEvent) -> bool {
+    fn to_prefill(&self, device: DeviceId, event: PrefillEvent) -> bool {
         self.directory.device(device).is_some_and(|port| port.prefill.cast(PrefillMessage::Event(event)))
     }
 

@@ -3,14 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use relevo_wire::{DeviceId, GenerateRequest, SequenceId, blocks_for_tokens};
+use relevo_wire::{DeviceId, Epoch, GenerateRequest, SequenceId, blocks_for_tokens};
 
 use super::core::WorkerFacts;
-use crate::policy::hints::{PrefixHints, block_keys};
+use crate::policy::hints::{HintKey, PrefixChange, PrefixHints, extend_keys};
 use crate::policy::routing::{Candidate, Route};
-
-/// Blocks that a worker's hints remember: a million tokens.
-const MAX_HINTS: usize = 65_536;
 
 /// The workers.
 #[derive(Clone, Debug)]
@@ -25,12 +22,15 @@ pub(super) struct Workers {
 struct Worker {
     facts: WorkerFacts,
     hints: PrefixHints,
+    /// The latest that it was heard of, from itself or from the map: what it holds is of this one.
+    epoch: Epoch,
 }
 
 /// A sequence with its workers.
 #[derive(Clone, Debug)]
 pub(super) struct InFlight {
     pub(super) request: Arc<GenerateRequest>,
+    keys: Arc<[HintKey]>,
     pub(super) route: Route,
     pub(super) started: bool,
     /// Nobody else may join it on its prefill device until it has started.
@@ -47,8 +47,8 @@ struct Load {
 }
 
 impl InFlight {
-    pub(super) fn new(request: Arc<GenerateRequest>, route: Route, exclusive: bool) -> Self {
-        Self { request, route, started: false, exclusive }
+    pub(super) fn new(request: Arc<GenerateRequest>, keys: Arc<[HintKey]>, route: Route, exclusive: bool) -> Self {
+        Self { request, keys, route, started: false, exclusive }
     }
 }
 
@@ -77,28 +77,55 @@ impl Workers {
     pub(super) fn update(&mut self, facts: &[WorkerFacts]) {
         self.workers.retain(|device, _| facts.iter().any(|facts| facts.device == *device));
         for &facts in facts {
-            let worker = self
-                .workers
-                .entry(facts.device)
-                .or_insert_with(|| Worker { facts, hints: PrefixHints::new(MAX_HINTS) });
-            if worker.facts.epoch != facts.epoch {
-                worker.hints.clear();
-            }
+            let worker = self.workers.entry(facts.device).or_insert_with(|| Worker {
+                facts,
+                hints: PrefixHints::default(),
+                epoch: facts.epoch,
+            });
+            worker.reach(facts.epoch);
             worker.facts = facts;
         }
     }
 
-    pub(super) fn place(&mut self, in_flight: InFlight) {
-        let request = &in_flight.request;
-        if self.workers.len() > 1 {
-            let keys = block_keys(request.tenant, &request.prompt);
-            for device in BTreeSet::from([in_flight.route.prefill, in_flight.route.decode]) {
-                if let Some(worker) = self.workers.get_mut(&device) {
-                    worker.hints.sent(&keys);
-                }
+    pub(super) fn hints(&self, device: DeviceId) -> Option<&PrefixHints> {
+        self.workers.get(&device).map(|worker| &worker.hints)
+    }
+
+    /// A worker speaks of its prefix cache. What it says of an older pool than its latest is of no use any more.
+    pub(super) fn prefix_changed(&mut self, device: DeviceId, epoch: Epoch, change: &PrefixChange) {
+        if let Some(worker) = self.workers.get_mut(&device)
+            && worker.reach(epoch)
+        {
+            worker.hints.heard(change);
+            // More than its pool holds cannot be true: better to know nothing.
+            if worker.hints.num_held() > worker.facts.num_blocks {
+                worker.hints.clear();
             }
         }
-        self.in_flight.insert(request.sequence, in_flight);
+    }
+
+    /// Of a prompt's blocks; none where there is no choice of workers that they could guide.
+    pub(super) fn keys_of(&self, request: &GenerateRequest) -> Arc<[HintKey]> {
+        let mut keys = Vec::new();
+        if self.workers.len() > 1 {
+            extend_keys(&mut keys, request.tenant, &request.prompt);
+        }
+        keys.into()
+    }
+
+    pub(super) fn place(&mut self, in_flight: InFlight) {
+        self.remove(in_flight.request.sequence);
+        let Route { prefill, decode, .. } = in_flight.route;
+        for device in BTreeSet::from([prefill, decode]) {
+            self.on_hints(device, |hints| hints.sent(&in_flight.keys));
+        }
+        self.in_flight.insert(in_flight.request.sequence, in_flight);
+    }
+
+    fn on_hints(&mut self, device: DeviceId, act: impl FnOnce(&mut PrefixHints)) {
+        if let Some(worker) = self.workers.get_mut(&device) {
+            act(&mut worker.hints);
+        }
     }
 
     pub(super) fn started(&mut self, sequence: SequenceId) {
@@ -108,14 +135,20 @@ impl Workers {
     }
 
     pub(super) fn remove(&mut self, sequence: SequenceId) -> bool {
-        self.in_flight.remove(&sequence).is_some()
+        let Some(in_flight) = self.in_flight.remove(&sequence) else { return false };
+        for device in BTreeSet::from([in_flight.route.prefill, in_flight.route.decode]) {
+            self.on_hints(device, |hints| hints.over(&in_flight.keys));
+        }
+        true
     }
 
     /// Moves a sequence to another decode worker; returns its prefill worker.
     pub(super) fn redirect(&mut self, sequence: SequenceId, decode: DeviceId) -> Option<DeviceId> {
-        let in_flight = self.in_flight.get_mut(&sequence)?;
+        let mut in_flight = self.in_flight.get(&sequence)?.clone();
         in_flight.route.decode = decode;
-        Some(in_flight.route.prefill)
+        let prefill = in_flight.route.prefill;
+        self.place(in_flight);
+        Some(prefill)
     }
 
     /// The least loaded decode worker with room beside the prefill worker (whose engine waits for a lease of another) and `refused_by`.
@@ -139,8 +172,7 @@ impl Workers {
     }
 
     /// The workers as they stand for this request. `alone`: only prefill devices where everything has proved itself by a first token.
-    pub(super) fn candidates(&self, request: &GenerateRequest, alone: bool) -> Vec<Candidate> {
-        let keys = if self.workers.len() > 1 { block_keys(request.tenant, &request.prompt) } else { Vec::new() };
+    pub(super) fn candidates(&self, request: &GenerateRequest, keys: &[HintKey], alone: bool) -> Vec<Candidate> {
         let num_blocks = blocks_needed(request);
         let max_tokens = request.prompt.len() + request.max_tokens as usize;
         let loads = self.loads();
@@ -156,7 +188,7 @@ impl Workers {
                     device: facts.device,
                     can_prefill: facts.prefill && has_room && is_calm && load.num_prefilling < self.max_prefilling,
                     can_decode: facts.decode && has_room,
-                    cached_tokens: worker.hints.cached_tokens(&keys),
+                    cached_tokens: worker.hints.cached_tokens(keys),
                     pending_prompt_tokens: load.pending_prompt_tokens,
                     num_running: load.num_running,
                 }
@@ -178,6 +210,17 @@ impl Workers {
             loads.entry(decode).or_default().num_running += 1;
         }
         loads
+    }
+}
+
+impl Worker {
+    /// Whether `epoch` is its latest; what it held in an older one is forgotten.
+    fn reach(&mut self, epoch: Epoch) -> bool {
+        if epoch > self.epoch {
+            self.hints.clear();
+            self.epoch = epoch;
+        }
+        epoch == self.epoch
     }
 }
 

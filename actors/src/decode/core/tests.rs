@@ -87,6 +87,17 @@ fn each_layer_renews_a_lease_and_the_deadline_caps_it() {
 }
 
 #[test]
+fn an_abort_while_the_last_writer_leaves_commits_nothing() {
+    let mut core = DecodeCore::new(LeaseId(0), TERM);
+    let lease = LeaseId(1);
+    let arrived = [DecodeEvent::Complete(lease), DecodeEvent::HandedOver(hand_over(1, lease))];
+    drive(&mut core, [asked(1), DecodeEvent::Reserved(granted(lease))].into_iter().chain(arrived), Instant64(0));
+    let sequence = request(1, None).sequence;
+    let effects = drive(&mut core, [DecodeEvent::Abort(sequence), DecodeEvent::WritersGone(lease)], Instant64(0));
+    assert_eq!(effects, [DecodeEffect::Abort(sequence), DecodeEffect::Release(lease)]);
+}
+
+#[test]
 fn an_abort_while_the_engine_reserves_gives_back_what_comes() {
     let mut core = DecodeCore::new(LeaseId(0), TERM);
     let sequence = request(1, None).sequence;

@@ -63,6 +63,7 @@ impl DeviceCore {
     /// [`super::CoreEvent::StepDone`] ends it.
     pub fn plan_step(&mut self, now: Instant64, effects: &mut Vec<Effect>) -> bool {
         self.expire(now, effects);
+        self.tell_news(now, effects);
         if self.step.in_flight || self.stopped {
             return false;
         }

@@ -80,6 +80,15 @@ fn the_replay_carries_what_was_emitted_and_earlier_attempts_are_not_listened_to(
 }
 
 #[test]
+fn what_overtook_in_an_attempt_that_was_lost_is_forgotten() {
+    let mut core = StreamCore::new(request(), Instant64(0));
+    feed(&mut core, 0, token(0));
+    feed(&mut core, 0, token(2));
+    assert!(matches!(core.lost(core.sequence(), Loss::Elsewhere), Afterwards::Replay { .. }));
+    assert_eq!(feed(&mut core, 1, token(1)), (Verdict::Started, vec![token(1)]));
+}
+
+#[test]
 fn prompt_log_probabilities_are_not_sent_twice() {
     let piece = |first: u32, n: u32| {
         let logprobs = (first..first + n)

@@ -82,6 +82,18 @@ fn an_answer_that_does_not_come_is_a_refusal_and_one_that_comes_late_is_returned
 }
 
 #[test]
+fn a_router_that_does_not_answer_is_asked_again() {
+    let mut core = PrefillCore::new(HERE);
+    let admit = PrefillEvent::Admit { request: request(1), decode: THERE };
+    drive(&mut core, [admit, PrefillEvent::LeaseWanted(sequence(1))], Instant64(0));
+    let refused = PrefillEvent::LeaseRefused { sequence: sequence(1), decode: THERE };
+    assert_eq!(drive(&mut core, [refused], Instant64(0)), [PrefillEffect::Refused(sequence(1))]);
+    assert_eq!(drive(&mut core, [PrefillEvent::Tick], Instant64(1)), []);
+    let later = Instant64(0) + ANSWER_PATIENCE;
+    assert_eq!(drive(&mut core, [PrefillEvent::Tick], later), [PrefillEffect::Refused(sequence(1))]);
+}
+
+#[test]
 fn an_admission_that_comes_after_its_abort_or_twice_is_not_heeded() {
     let mut core = PrefillCore::new(HERE);
     let admit = |id| PrefillEvent::Admit { request: request(id), decode: THERE };

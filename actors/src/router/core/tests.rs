@@ -108,6 +108,25 @@ fn suspects_go_one_at_a_time_and_before_all_others_until_each_has_shown_a_token(
 }
 
 #[test]
+fn new_work_does_not_keep_a_suspect_from_the_device_that_it_waits_for() {
+    let mut core = RouterCore::new(LIMITS);
+    assert_eq!(drive(&mut core, vec![both(), submit(1, false)], 0).0, [1]);
+    assert_eq!(drive(&mut core, vec![submit(2, true), submit(3, false)], 0).0, [0; 0], "one is there without a token");
+    let first_token = |id| vec![RouterEvent::Started(request(id).sequence)];
+    assert_eq!(drive(&mut core, first_token(1), 0).0, [2]);
+    assert_eq!(drive(&mut core, first_token(2), 0).0, [3]);
+}
+
+#[test]
+fn one_that_was_admitted_before_is_never_told_that_the_line_is_full() {
+    let mut core = RouterCore::new(LIMITS);
+    drive(&mut core, (0..6).map(|id| submit(id, false)).collect(), 0);
+    let again = RouterEvent::Submit { request: request(6), admitted: true, suspect: false };
+    assert_eq!(drive(&mut core, vec![again], 0), (vec![], vec![]));
+    assert_eq!(drive(&mut core, vec![submit(7, false)], 0).1.len(), 1);
+}
+
+#[test]
 fn a_refused_lease_is_asked_for_elsewhere_and_then_again_after_a_while() {
     let mut core = RouterCore::new(RouterLimits { disaggregate: Disaggregate::Always, ..LIMITS });
     let mut effects = Vec::new();
@@ -162,6 +181,57 @@ fn only_what_serves_by_the_newest_map_gets_new_work() {
     }
     assert_eq!(core.map(), (2, MapVersion(5)));
     assert_eq!(drive(&mut core, vec![map(3, 1, standing(Standing::Serving))], 0).0.len(), 2);
+}
+
+/// Where a request would go now.
+fn route_of(core: &RouterCore, id: u64) -> Route {
+    let mut core = core.clone();
+    let mut effects = Vec::new();
+    core.handle(submit(id, false), Instant64(0), &mut effects);
+    match effects.first() {
+        Some(RouterEffect::Dispatch { route, .. }) => *route,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_prompt_goes_where_its_blocks_are_until_they_are_evicted_or_the_pool_is_new() {
+    let mut core = RouterCore::new(LIMITS);
+    let workers = |epoch| {
+        let mut entries = [0, 1].map(|device| worker(device, true, true));
+        entries.iter_mut().for_each(|entry| entry.facts.epoch = Epoch(epoch));
+        map(1, epoch, entries.to_vec())
+    };
+    let mut keys = Vec::new();
+    crate::policy::hints::extend_keys(&mut keys, request(199).tenant, &request(199).prompt);
+    let news = |epoch, added: &[HintKey], removed: &[HintKey]| {
+        let change = PrefixChange { added: added.to_vec(), removed: removed.to_vec() };
+        RouterEvent::PrefixChanged { device: DeviceId(1), epoch: Epoch(epoch), change }
+    };
+    let cached = Route { prefill: DeviceId(1), decode: DeviceId(1), skipped: Some(routing::Skip::Cached) };
+
+    drive(&mut core, vec![workers(1), news(1, &keys, &[])], 0);
+    assert_eq!(route_of(&core, 199), cached);
+    drive(&mut core, vec![news(1, &[], &keys[..2])], 0);
+    assert_ne!(route_of(&core, 199), cached, "nothing of it can be used without its first blocks");
+    drive(&mut core, vec![news(1, &keys, &[])], 0);
+    assert_eq!(route_of(&core, 199), cached);
+    drive(&mut core, vec![workers(2), news(1, &keys, &[])], 0);
+    assert_ne!(route_of(&core, 199), cached, "that was the pool before");
+}
+
+#[test]
+fn a_prompt_follows_one_that_begins_alike_and_is_still_in_hand() {
+    let mut core = RouterCore::new(LIMITS);
+    drive(&mut core, vec![map(1, 1, [0, 1].map(|device| worker(device, true, true)).to_vec())], 0);
+    let first = route_of(&core, 199);
+    drive(&mut core, vec![submit(199, false)], 0);
+    // Of the same tenant, and its prompt is the beginning of the other's.
+    let second = route_of(&core, 196);
+    assert!([first.prefill, first.decode].contains(&second.prefill) && second.prefill == second.decode, "{second:?}");
+    assert_eq!(second.skipped, Some(routing::Skip::Cached));
+    drive(&mut core, vec![RouterEvent::Ended(request(199).sequence)], 0);
+    assert_ne!(route_of(&core, 196).skipped, Some(routing::Skip::Cached), "no worker has said that it holds it");
 }
 
 #[derive(Clone, Debug)]
