@@ -44,13 +44,15 @@ impl World {
         let now = self.agenda.now();
         for (sequence, event) in events {
             let Some(live) = self.streams.get_mut(&sequence.request) else { continue };
+            let is_present = live.core.sequence() == sequence;
             let mut emit = Vec::new();
             let verdict = live.core.handle(sequence.attempt, event, now, &mut emit);
+            let is_heeded = !emit.is_empty() || matches!(verdict, Verdict::Started | Verdict::Over | Verdict::Lost);
+            ensure(is_present || !is_heeded, || format!("{sequence} was given up, and is heeded: {verdict:?}"))?;
             live.read.take(&emit)?;
-            let current = live.core.sequence();
             match verdict {
                 Verdict::Over => self.stream_ended(sequence),
-                Verdict::Lost => self.lost(current, Loss::Elsewhere)?,
+                Verdict::Lost => self.lost(sequence, Loss::Elsewhere)?,
                 Verdict::Contradicted => return Err(Broken(format!("{sequence} was told two different tokens"))),
                 Verdict::Continues | Verdict::Started => {}
             }

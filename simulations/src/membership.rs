@@ -66,13 +66,15 @@ impl World {
         if is_unheard || self.is_unlucky(self.scenario.lost_heartbeats) {
             return;
         }
-        let mut delay = self.delay();
-        if self.is_unlucky(self.scenario.late_heartbeats) {
-            delay += Duration::from_millis(self.random.between(0, LATENESS));
-        }
         let directory = &self.coordinator.directory;
         let heartbeat = self.devices[device].heartbeat((directory.term, directory.version));
-        self.send_to_coordinator(Place::Supervisor(device), delay, CoordinatorEvent::Heartbeat(heartbeat));
+        let (life, event, delay) = (self.coordinator.life, CoordinatorEvent::Heartbeat(heartbeat), self.delay());
+        if self.is_unlucky(self.scenario.late_heartbeats) {
+            // Later ones may overtake it.
+            let lateness = Duration::from_millis(self.random.between(0, LATENESS));
+            return self.agenda.after(delay + lateness, Happening::Coordinator { life, event });
+        }
+        self.send_to_coordinator(Place::Supervisor(device), delay, event);
     }
 
     pub(crate) fn send_to_coordinator(&mut self, from: Place, delay: Duration, event: CoordinatorEvent) {

@@ -18,6 +18,9 @@ pub(crate) const CONTEXT: usize = 192;
 /// When the last request has come and the last misfortune has struck, in milliseconds.
 const ACT: u64 = 400;
 
+/// Far longer than any run.
+const FOR_EVER: Duration = Duration::from_secs(3600);
+
 /// Longest time that a misfortune lasts, in milliseconds: longer than it takes to notice it.
 const LONGEST: u64 = 1500;
 
@@ -73,7 +76,7 @@ pub struct RequestSpec {
 pub enum Misfortune {
     /// The engine of a device fails, and its pool with it.
     Engine(usize),
-    /// The engine of a device computes nothing in its next step, for so long; it may have been replaced by then.
+    /// The engine of a device computes nothing in its next step, for so long; it is replaced if that is too long.
     Hang(usize, Duration),
     /// The actor of a role dies; its engine lives.
     Role(usize, DeviceRole),
@@ -90,10 +93,11 @@ pub enum Misfortune {
 }
 
 impl Misfortune {
-    /// How long it lasts.
+    /// How long others suffer from it.
     fn duration(self) -> Duration {
         match self {
-            Self::Hang(_, lasts) | Self::Leave(_, lasts) | Self::Silence(_, lasts) | Self::Sleep(lasts) => lasts,
+            Self::Hang(_, lasts) => lasts.min(millis(LONGEST)),
+            Self::Leave(_, lasts) | Self::Silence(_, lasts) | Self::Sleep(lasts) => lasts,
             Self::Engine(_) | Self::Role(..) | Self::Router | Self::Coordinator => Duration::ZERO,
         }
     }
@@ -196,7 +200,8 @@ fn misfortune(random: &mut Random, devices: &[DeviceSpec]) -> (Instant64, Misfor
     let lasts = millis(random.between(1, LONGEST));
     let misfortune = match random.between(0, 12) {
         0..3 => Misfortune::Engine(device),
-        3..5 => Misfortune::Hang(device, lasts),
+        3 => Misfortune::Hang(device, lasts),
+        4 => Misfortune::Hang(device, FOR_EVER),
         5..7 => Misfortune::Role(device, role),
         7 => Misfortune::Leave(device, lasts),
         8 => Misfortune::Silence(device, lasts),

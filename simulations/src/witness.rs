@@ -1,7 +1,8 @@
 //! What is seen of the cluster's membership, and what must hold of it: kept apart from the cores that decide it.
 //!
 //! **Invariant** (held to account): the router sends new work only to what serves by the newest map that it has seen; a coordinator's maps
-//! only grow, and so do the epochs in them; who is well and heard from is in the router's map within [`BOUND`], who is not heard is not.
+//! only grow, and so do the epochs in them; who is well and heard from is in the router's map within [`BOUND`] and stays there, whoever else dies;
+//! who is not heard is not.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,6 +22,9 @@ pub(crate) const BOUND: Duration = Duration::from_millis(1000);
 
 /// The longest gap between two heartbeats after which a device still counts as heard from: less than the silence that makes it suspected.
 const HEARD: Duration = Duration::from_millis(350);
+
+/// How long a map may be under way that knows less than the witness.
+const UNDER_WAY: Duration = Duration::from_millis(200);
 
 /// What is seen of the membership.
 pub(crate) struct Witness {
@@ -44,6 +48,8 @@ struct Seen {
     heard: Option<(Epoch, Instant64)>,
     /// When it was last found unwell, or unheard of.
     unwell: Instant64,
+    /// It was in the map, and nothing was wrong with it since.
+    is_settled: bool,
 }
 
 impl Witness {
@@ -138,10 +144,11 @@ impl Witness {
         let seen = self.devices.entry(device.id).or_default();
         let is_heard = seen.heard.is_some_and(|(epoch, at)| epoch == device.epoch && now.since(at) <= HEARD);
         if !is_heard || !device.is_well() {
-            seen.unwell = now;
+            (seen.unwell, seen.is_settled) = (now, false);
         }
         let (id, epoch, unwell) = (device.id, device.epoch, seen.unwell);
-        if now.since(unwell.max(disturbed)) > BOUND {
+        seen.is_settled |= entry == Some(epoch) && now.since(unwell) > UNDER_WAY;
+        if seen.is_settled || now.since(unwell.max(disturbed)) > BOUND {
             ensure(entry == Some(epoch), || {
                 format!(
                     "{id} has been well and heard from since {unwell:?}, the router has {entry:?} of it, not {epoch}"
