@@ -137,6 +137,12 @@ impl World {
         Ok(())
     }
 
+    /// Whether this attempt has workers.
+    pub(crate) fn is_placed(&self, sequence: SequenceId) -> bool {
+        let live = self.streams.get(&sequence.request).filter(|live| live.core.sequence() == sequence);
+        live.is_some_and(|live| live.placement.is_some())
+    }
+
     /// The router has found workers; false if the stream, or this attempt, is gone.
     pub(crate) fn placed(&mut self, sequence: SequenceId, placement: Placement) -> bool {
         let now = self.agenda.now();

@@ -37,6 +37,8 @@ struct Held {
     /// When it was granted, or something arrived.
     renewed: Instant64,
     deadline: Option<Instant64>,
+    /// No writer may enter any more.
+    is_closed: bool,
 }
 
 /// What may end a lease on its device.
@@ -93,7 +95,7 @@ impl LeaseBook {
             let Effect::Tell(DeviceEvent::Reserved { lease, .. }) = effect else { continue };
             let name = (device, epoch, lease.lease);
             let num_blocks = lease.blocks.len() as u64 - u64::from(lease.num_present);
-            let before = self.held.insert(name, Held { num_blocks, renewed: now, deadline: None });
+            let before = self.held.insert(name, Held { num_blocks, renewed: now, deadline: None, is_closed: false });
             ensure(before.is_none() && !self.ended.contains(&name), || format!("{} was granted twice", lease.lease))?;
         }
         let present: BTreeSet<LeaseId> = core.leases().collect();
@@ -149,6 +151,8 @@ impl LeaseBook {
         let Some(held) = self.held.get_mut(&name) else {
             return Err(Broken(format!("{use_of_it:?} under {}, which does not hold its blocks", name.2)));
         };
+        let may_enter = use_of_it != Use::Writing || !held.is_closed;
+        ensure(may_enter, || format!("a writer enters {}, which is closed", name.2))?;
         let end = held.end(self.term);
         ensure(now <= end + NOTICE, || {
             format!("{use_of_it:?} under {}, which ended {:?} ago", name.2, now.since(end))
@@ -157,6 +161,13 @@ impl LeaseBook {
             held.renewed = now;
         }
         Ok(())
+    }
+
+    /// The decode side lets nobody in any more.
+    pub(crate) fn closed(&mut self, name: Name) {
+        if let Some(held) = self.held.get_mut(&name) {
+            held.is_closed = true;
+        }
     }
 
     /// The decode side gives a lease up that nobody has returned: its term must be over.

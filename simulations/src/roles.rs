@@ -8,7 +8,7 @@ use relevo_actors::router::{RouterEffect, RouterEvent};
 use relevo_wire::{DeviceId, SequenceId};
 
 use crate::agenda::{Link, Place};
-use crate::checks::Broken;
+use crate::checks::{Broken, ensure};
 use crate::device::role_index;
 use crate::lease_book::Use;
 use crate::world::{Happening, World};
@@ -61,12 +61,14 @@ impl World {
         let mut effects = Vec::new();
         self.witness.router_hears(&event);
         self.router.handle(event, self.agenda.now(), &mut effects);
+        self.witness.compare(&self.router)?;
         self.check_routes(&effects)?;
         for effect in effects {
             match effect {
                 RouterEffect::Dispatch { request, route } => {
                     let (sequence, decode) = (request.sequence, route.decode);
                     let prefill = route.prefill;
+                    ensure(!self.is_placed(sequence), || format!("{sequence} is placed twice"))?;
                     if !self.placed(sequence, Placement { prefill, decode }) {
                         self.tell_router(RouterEvent::Ended(sequence));
                         continue;
@@ -154,9 +156,11 @@ impl World {
                     let _ = self.tell_prefill(prefill.0 as usize, from, event);
                 }
                 DecodeEffect::Close(lease) => {
+                    let name = (device, self.devices[device].epoch, lease);
                     if is_tick {
-                        self.lease_book.expired((device, self.devices[device].epoch, lease), now)?;
+                        self.lease_book.expired(name, now)?;
                     }
+                    self.lease_book.closed(name);
                     self.close(device, lease)?;
                 }
                 DecodeEffect::Commit(hand_over) => {

@@ -188,7 +188,9 @@ fn request(random: &mut Random, id: u64) -> RequestSpec {
         priority: if random.chance(20) { 1 } else { 0 },
         deadline: random.chance(15).then(|| at + millis(random.between(1, ACT))),
     };
-    let leaves = random.chance(15).then(|| at + millis(random.between(0, ACT / 2)));
+    // Some go before their request has reached anybody.
+    let patience = if random.chance(50) { 10 } else { ACT / 2 };
+    let leaves = random.chance(20).then(|| at + millis(random.between(0, patience)));
     RequestSpec { at, leaves, request }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use relevo_actors::coordinator::{ClusterMap, CoordinatorEvent, MapEntry, Standing};
 use relevo_actors::device::DeviceRole;
-use relevo_actors::router::{RouterEffect, RouterEvent};
+use relevo_actors::router::{RouterCore, RouterEffect, RouterEvent};
 use relevo_wire::{DeviceId, Epoch, Instant64};
 
 use crate::checks::{Broken, ensure};
@@ -70,6 +70,12 @@ impl Witness {
         {
             self.router_map = map.clone();
         }
+    }
+
+    /// The router acts by the newest map that it has seen.
+    pub(crate) fn compare(&self, router: &RouterCore) -> Result<(), Broken> {
+        let newest = (self.router_map.term, self.router_map.version);
+        ensure(router.map() == newest, || format!("the router goes by {:?}, it has seen {newest:?}", router.map()))
     }
 
     pub(crate) fn router_died(&mut self, now: Instant64) {
