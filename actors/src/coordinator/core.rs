@@ -247,8 +247,8 @@ impl CoordinatorCore {
         for entry in &mut self.devices {
             let Some(pulse) = self.pulses.get_mut(&entry.facts.device) else { continue };
             // We were away, and what they said meanwhile may still be on its way to us.
-            pulse.heard = pulse.heard + lateness;
-            pulse.progressed = pulse.progressed + lateness;
+            pulse.heard = now.min(pulse.heard + lateness);
+            pulse.progressed = now.min(pulse.progressed + lateness);
             let is_silent = now.since(pulse.heard) >= self.limits.silence;
             let is_stuck = pulse.is_stuck(self.limits);
             if (is_silent || is_stuck) && entry.standing == Standing::Serving {

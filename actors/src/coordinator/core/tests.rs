@@ -111,6 +111,16 @@ fn an_observer_that_slept_does_not_take_it_for_the_silence_of_others() {
 }
 
 #[test]
+fn a_word_that_was_read_after_the_sleep_gives_no_more_time_than_any_other() {
+    let mut world = World::new();
+    world.pass(3, |_| Some(heartbeat(0, 1, 0, false)));
+    world.now = world.now + Duration::from_secs(10);
+    world.say(CoordinatorEvent::Heartbeat(heartbeat(0, 1, 1, false)));
+    world.say(CoordinatorEvent::Tick);
+    assert!(world.pass(5, |_| None).contains(&CoordinatorEffect::Suspect(DeviceId(0))));
+}
+
+#[test]
 fn a_successor_listens_first_and_goes_on_in_a_higher_term() {
     let mut world = World::new();
     let seen = |device| Heartbeat { map: (3, MapVersion(9)), ..heartbeat(device, 1, 0, false) };
