@@ -17,7 +17,7 @@ use crate::lease_book::Use;
 use crate::world::{Happening, World};
 
 /// Longest time that a frame's blocks take to be written once it has arrived.
-const WRITING_MICROS: u64 = 2000;
+const WRITING_MICROS: u64 = 8000;
 
 impl World {
     /// Lets writers in, and tells the prefill side.
