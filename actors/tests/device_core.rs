@@ -161,12 +161,12 @@ fn preemption_recomputes_and_emits_nothing_twice() {
 
 #[test]
 fn nobody_is_let_in_beside_those_who_will_need_the_room() {
-    let mut rig = Rig::new(8);
+    let mut rig = Rig::new(9);
     let running = request(1, &prompt(1, 64), 30);
     rig.submit(running.clone());
     rig.step();
-    // It holds four blocks and is about to need a fifth: the other four hold the next prompt, but then nobody could go on.
-    let next = request(2, &prompt(2, 64), 1);
+    // It will take its fifth block and need a sixth: the other four hold the next prompt, but then nobody could go on for long.
+    let next = request(2, &prompt(2, 64), 40);
     rig.submit(next.clone());
     rig.run();
     assert_eq!(rig.core.counters().preemptions, 0);

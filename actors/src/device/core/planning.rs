@@ -63,7 +63,6 @@ impl DeviceCore {
     /// [`super::CoreEvent::StepDone`] ends it.
     pub fn plan_step(&mut self, now: Instant64, effects: &mut Vec<Effect>) -> bool {
         self.expire(now, effects);
-        self.tell_news(now, effects);
         if self.step.in_flight || self.stopped {
             return false;
         }
@@ -77,6 +76,7 @@ impl DeviceCore {
         }
         self.plan_chunks(&mut budget);
         self.admit(&mut budget, effects);
+        self.tell_news(now, effects);
         self.step.in_flight = !self.step.pieces.is_empty();
         self.step.in_flight
     }
