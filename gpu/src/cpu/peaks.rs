@@ -19,10 +19,13 @@ const READ_BYTES: (usize, usize) = (16 << 20, 512 << 20);
 /// Times that each probe is repeated: the best counts, since a limit is what nothing else disturbs.
 const REPETITIONS: usize = 16;
 
+/// After which a probe is not repeated: the portable kernels' arithmetic takes a hundred times as long as that of a processor's own instructions.
+const ENOUGH_TIME: Duration = Duration::from_secs(1);
+
 /// Multiply-adds on each accumulator in a probe: a few milliseconds.
 const CHAIN: u32 = 1 << 20;
 
-/// Measures what `num_threads` threads get out of memory and arithmetic with an instruction set; takes a fraction of a second.
+/// Measures what `num_threads` threads get out of memory and arithmetic with an instruction set; takes a fraction of a second, with the portable one a few seconds.
 ///
 /// `working_set`: the bytes that are read again and again, such as a model's weights; the caches hold what they can of it.
 ///
@@ -90,11 +93,14 @@ fn chain<V: Lanes, const CHAINS: usize>(factor: f32) -> u64 {
 
 #[expect(clippy::disallowed_methods, reason = "a probe of the machine has no clock to be given")]
 fn best_seconds(mut probe: impl FnMut()) -> f64 {
-    let mut best = Duration::MAX;
+    let (mut best, begin) = (Duration::MAX, std::time::Instant::now());
     for _ in 0..REPETITIONS {
         let start = std::time::Instant::now();
         probe();
         best = best.min(start.elapsed());
+        if begin.elapsed() > ENOUGH_TIME {
+            break;
+        }
     }
     best.as_secs_f64().max(1e-9)
 }
