@@ -119,10 +119,9 @@ impl Subject {
         (0..2 * lengths.len() as u64).map(|id| self.question(id, &self.prompt(id, lengths[id as usize / 2]))).collect()
     }
 
-    /// A question that begins as another one does.
-    pub(crate) fn follow_up(&self, id: u64, first: &GenerateRequest, num_shared: usize) -> GenerateRequest {
-        let rest = self.prompt(id, 33);
-        self.question(id, &[&first.prompt[..num_shared], &rest].concat())
+    /// A question that begins with these tokens, and goes on as no other.
+    pub(crate) fn beginning_with(&self, id: u64, head: &[TokenId]) -> GenerateRequest {
+        self.question(id, &[head, &self.prompt(id, 33)].concat())
     }
 
     fn prompt(&self, id: u64, length: usize) -> Vec<TokenId> {
