@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use relevo_wire::{FinishReason, RequestError, StreamEvent};
+use relevo_wire::{FinishReason, RequestError, StreamEvent, TokenLogprobs};
 use serde_json::json;
 
 use crate::harness::{END, MODEL, World, generates, says};
@@ -125,6 +125,26 @@ async fn text_log_probabilities_are_four_lists() {
     );
     let ids = world.complete(json!({"logprobs": 0, "return_tokens_as_token_ids": true})).await.json();
     assert_eq!(ids["choices"][0]["logprobs"]["tokens"][0], "token_id:97");
+}
+
+#[tokio::test]
+async fn an_unlikely_token_has_its_own_log_probability_beside_the_likeliest() {
+    let world = World::scripted(|request| {
+        let mut events = says(request, "a");
+        if let StreamEvent::Token { logprobs: Some(known), .. } = &mut events[0] {
+            *known = TokenLogprobs { token: 97, logprob: -3.5, rank: 4, top: vec![(98, -0.5)] };
+        }
+        events
+    })
+    .await;
+    let body = world.complete(json!({"logprobs": 1})).await.json();
+    let lists = &body["choices"][0]["logprobs"];
+    assert_eq!(lists["token_logprobs"], json!([-3.5]));
+    assert_eq!(lists["top_logprobs"], json!([{"b": -0.5, "a": -3.5}]));
+    let chat = world.chat(json!({"logprobs": true, "top_logprobs": 1})).await.json();
+    let likeliest = json!({"token": "b", "logprob": -0.5, "bytes": [98]});
+    let expected = json!({"token": "a", "logprob": -3.5, "bytes": [97], "top_logprobs": [likeliest]});
+    assert_eq!(chat["choices"][0]["logprobs"]["content"], json!([expected]));
 }
 
 #[tokio::test]

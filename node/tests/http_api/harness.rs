@@ -381,7 +381,7 @@ pub(crate) fn generates(request: &GenerateRequest, tokens: &[TokenId], reason: F
     events
 }
 
-/// Log-probabilities that tell their token: `-(token + 1) / 256`, best first.
+/// A token that was the likeliest, and those after it by their ids.
 pub(crate) fn logprobs(token: TokenId, num_top: u8) -> TokenLogprobs {
     let top = (0..TokenId::from(num_top)).map(|nth| (token + nth, -0.25 - nth as f32)).collect();
     TokenLogprobs { token, logprob: -0.25, rank: 0, top }
