@@ -142,6 +142,8 @@ fn the_tokenizers_files_are_found_and_checked() {
     assert_eq!(files.chat_template(), Some("D"));
     // 2 and 9 by config.json, 7 by its text, 8 by tokenizer_config.json.
     assert_eq!(files.end_of_generation_ids(), [2, 7, 8, 9]);
+    let files = with(&[("generation_config.json", br#"{"eos_token_id": [1, 5]}"#)]).unwrap();
+    assert_eq!(files.end_of_generation_ids(), [1, 2, 5, 9]);
     let files = with(&[("chat_template.jinja", b"J"), ("tokenizer_config.json", settings)]).unwrap();
     assert_eq!((files.chat_template(), files.tokenizer()), (Some("J"), None));
     assert!(with(&[("tokenizer.json", b"{")]).unwrap_err().contains("tokenizer.json"));
