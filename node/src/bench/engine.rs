@@ -16,6 +16,7 @@ use relevo_gpu::weights::ModelFiles;
 use relevo_wire::{BLOCK_TOKENS, Numerics, blocks_for_tokens};
 
 use crate::cli::{Common, Failure, variant};
+use crate::up::Machine;
 use crate::{model_store, terminal};
 use outcome::Outcome;
 use runner::Runner;
@@ -41,7 +42,7 @@ pub struct EngineArgs {
     /// Streams at a time
     #[arg(long, default_value = "1", value_name = "N")]
     parallel: NonZeroUsize,
-    /// Threads [default: one for each core that this process may use]
+    /// Threads [default: those of `relevo up`, one for each core]
     #[arg(long, value_name = "T")]
     threads: Option<NonZeroUsize>,
     /// How exactly the model computes
@@ -132,13 +133,12 @@ async fn measure(runner: &mut Runner, workload: Workload, is_watched: bool) -> R
 impl Workload {
     fn of(args: &EngineArgs) -> Self {
         let streams = args.parallel.get();
-        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self {
             prompt: args.prompt.get(),
             generate: args.generate.get(),
             streams,
             repetitions: args.repetitions.map_or(if streams == 1 { REPETITIONS } else { 1 }, NonZeroUsize::get),
-            threads: args.threads.map_or(cores, NonZeroUsize::get),
+            threads: args.threads.map_or_else(|| Machine::facts().threads_for(1), NonZeroUsize::get),
             isa: args.isa.unwrap_or_else(Isa::detect),
             numerics: args.numerics,
         }

@@ -7,7 +7,7 @@ use relevo_gpu::devices::CpuFacts;
 
 /// Cores and memory that this process may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Machine {
+pub(crate) struct Machine {
     /// Cores, hardware threads counted once: a second thread of a core finds its vector units busy.
     pub(super) num_cores: usize,
     /// Memory that can be had without swapping, within the control group's limit.
@@ -16,7 +16,7 @@ pub(super) struct Machine {
 
 impl Machine {
     /// As the system tells. What it does not tell counts as unlimited: it will say so itself when it runs out.
-    pub(super) fn facts() -> Self {
+    pub(crate) fn facts() -> Self {
         let cpu = CpuFacts::probe();
         let allowed = cpu.available_threads.max(1);
         let group = group_bytes_left(Path::new("/sys/fs/cgroup")).unwrap_or(u64::MAX);
@@ -27,7 +27,7 @@ impl Machine {
     }
 
     /// Compute threads of each of `num_devices` that say nothing of their own.
-    pub(super) fn threads_for(self, num_devices: usize) -> usize {
+    pub(crate) fn threads_for(self, num_devices: usize) -> usize {
         (self.num_cores / num_devices.max(1)).max(1)
     }
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use banner::Banner;
-use machine::Machine;
+pub(crate) use machine::Machine;
 use server::Door;
 pub use settings::UpArgs;
 
