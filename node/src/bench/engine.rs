@@ -3,23 +3,27 @@
 //! One stream: a prefill and a decode are two tests, each from an empty context after a warm-up, as `llama-bench` has them. Several: as many random
 //! prompts are prefilled together and decoded together, and the rate is the aggregate over the decode phase, as `llama-batched-bench` has it.
 
+mod actor_runner;
+mod driver;
 mod limits;
 mod outcome;
+mod requests;
 mod runner;
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
-use relevo_actors::device::{CoreLimits, STEP_OUTPUTS, STEP_ROWS};
-use relevo_gpu::cpu::{CpuDevice, CpuOptions, Isa};
-use relevo_gpu::model::{Model, ModelOptions};
+use relevo_actors::device::{STEP_OUTPUTS, STEP_ROWS};
+use relevo_gpu::cpu::Isa;
+use relevo_gpu::model::ModelOptions;
 use relevo_gpu::weights::ModelFiles;
 use relevo_wire::{BLOCK_TOKENS, Numerics, blocks_for_tokens};
 
 use crate::cli::{Common, Failure, variant};
 use crate::up::Machine;
 use crate::{model_store, terminal};
+use driver::Driver;
 use outcome::Outcome;
-use runner::Runner;
 
 /// Repetitions of each test with one stream: `llama-bench`'s default.
 const REPETITIONS: usize = 5;
@@ -54,6 +58,9 @@ pub struct EngineArgs {
     /// Runs of each test, of which the mean is given [default: 5 with one stream, 1 with several]
     #[arg(long, value_name = "R")]
     repetitions: Option<NonZeroUsize>,
+    /// Measure through gateway, router, prefill and decode actor, as `relevo up` serves, but without HTTP; one stream
+    #[arg(long)]
+    through_actors: bool,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -80,18 +87,16 @@ struct Workload {
 /// # Errors
 /// The user's fault: no such model, or a load that it cannot hold. Transient: too little memory.
 pub(super) async fn run(args: EngineArgs, common: &Common) -> Result<(), Failure> {
-    let files = model_store::open(&common.store()?.path_of(&args.model)?)?;
+    let files = Arc::new(model_store::open(&common.store()?.path_of(&args.model)?)?);
     let workload = Workload::of(&args);
     let options = workload.model_options(&files)?;
-    let device = CpuDevice::new(CpuOptions { num_threads: workload.threads, pin: true, isa: workload.isa });
-    let device = device.map_err(relevo_gpu::model::LoadError::from)?;
-    let model = Model::load(device, &files, options)?;
-    let mut limits = CoreLimits::of_model(&model);
-    limits.max_running = workload.streams.max(limits.max_running.min(STEP_OUTPUTS));
-    let vocab_size = files.description().vocab_size;
-    let mut runner = Runner::start(Box::new(model), limits, vocab_size)?;
-    let measured = measure(&mut runner, workload, !args.json).await;
-    runner.stop();
+    let mut driver = if args.through_actors {
+        Driver::through_actors(&files, options, workload).await?
+    } else {
+        Driver::bare(&files, options, workload)?
+    };
+    let measured = measure(&mut driver, workload, !args.json).await;
+    driver.stop().await;
     let bounds = limits::bounds(&files, options, workload)?;
     let outcome = Outcome::of(files.description(), workload, measured?, bounds);
     if args.json {
@@ -107,20 +112,20 @@ struct Measured {
     decode: Vec<f64>,
 }
 
-async fn measure(runner: &mut Runner, workload: Workload, is_watched: bool) -> Result<Measured, Failure> {
+async fn measure(driver: &mut Driver, workload: Workload, is_watched: bool) -> Result<Measured, Failure> {
     let Workload { prompt, generate, streams, repetitions, .. } = workload;
     let progress = terminal::count_progress(repetitions as u64, "repetitions");
     if !is_watched {
         progress.set_draw_target(indicatif::ProgressDrawTarget::hidden());
     }
     let mut measured = Measured::default();
-    runner.together(1, WARM_UP.0.min(prompt), WARM_UP.1.min(generate)).await?;
+    driver.warm_up(WARM_UP.0.min(prompt), WARM_UP.1.min(generate)).await?;
     for _ in 0..repetitions {
         if streams == 1 {
-            measured.prefill.push(runner.prefill(prompt).await?.as_secs_f64());
-            measured.decode.push(runner.decode(generate).await?.as_secs_f64());
+            measured.prefill.push(driver.prefill(prompt).await?.as_secs_f64());
+            measured.decode.push(driver.decode(generate).await?.as_secs_f64());
         } else {
-            let (prefill, decode) = runner.together(streams, prompt, generate).await?;
+            let (prefill, decode) = driver.together(streams, prompt, generate).await?;
             measured.prefill.push(prefill.as_secs_f64());
             measured.decode.push(decode.as_secs_f64());
         }

@@ -11,11 +11,10 @@ use relevo_actors::device::{
 };
 use relevo_actors::traces::Traces;
 use relevo_gpu::model::StepModel;
-use relevo_wire::{
-    DeviceId, Epoch, GenerateRequest, Instant64, RequestId, SamplingParams, SequenceId, StreamEvent, TenantId, TokenId,
-};
+use relevo_wire::{DeviceId, Epoch, Instant64, StreamEvent};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::requests::Requests;
 use crate::cli::Failure;
 
 /// Places in each channel; the reader is never far behind.
@@ -27,9 +26,7 @@ pub(super) struct Runner {
     events: mpsc::Receiver<DeviceEvent>,
     tokens: mpsc::Receiver<TokenBatch>,
     thread: Option<JoinHandle<()>>,
-    random: Random,
-    vocab_size: usize,
-    num_requests: u64,
+    requests: Requests,
     /// Ends that nobody has waited for yet.
     num_ended: usize,
 }
@@ -59,17 +56,8 @@ impl Runner {
             exited: oneshot::channel().0,
         };
         let thread = start_engine(ports, limits)?;
-        let random = Random(1);
-        Ok(Self {
-            commands: Some(commands),
-            events,
-            tokens,
-            thread: Some(thread),
-            random,
-            vocab_size,
-            num_requests: 0,
-            num_ended: 0,
-        })
+        let requests = Requests::new(vocab_size);
+        Ok(Self { commands: Some(commands), events, tokens, thread: Some(thread), requests, num_ended: 0 })
     }
 
     /// Time from the order to the first token after a prompt of `num_tokens`.
@@ -105,7 +93,7 @@ impl Runner {
         let all_prefilled = self.await_tokens(streams, true).await?;
         let end = self.await_tokens(streams * generate, false).await?;
         for back in 0..streams as u64 {
-            let sequence = sequence_id(self.num_requests - back);
+            let sequence = self.requests.sequence(back);
             self.order(DeviceCommand::Abort { sequence })?;
         }
         self.await_ends(streams).await?;
@@ -122,21 +110,7 @@ impl Runner {
     }
 
     fn submit(&mut self, num_prompt: usize, num_tokens: usize) -> Result<(), Failure> {
-        self.num_requests += 1;
-        let prompt: Arc<[TokenId]> = (0..num_prompt).map(|_| self.random.below(self.vocab_size)).collect();
-        let request = GenerateRequest {
-            sequence: sequence_id(self.num_requests),
-            tenant: TenantId(0),
-            prompt,
-            generated: Vec::new(),
-            sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-            stop_ids: Arc::from([]),
-            max_tokens: u32::try_from(num_tokens).unwrap_or(u32::MAX),
-            top_logprobs: None,
-            prompt_logprobs: None,
-            priority: 0,
-            deadline: None,
-        };
+        let request = self.requests.next(num_prompt, num_tokens);
         self.order(DeviceCommand::Prefill { request: Arc::new(request), destination: Destination::SamePool })
     }
 
@@ -198,24 +172,6 @@ impl Drop for Runner {
     }
 }
 
-fn sequence_id(request: u64) -> SequenceId {
-    SequenceId { request: RequestId(request), choice: 0, attempt: 0 }
-}
-
-fn engine_failed(reason: &str) -> Failure {
+pub(super) fn engine_failed(reason: &str) -> Failure {
     Failure::Engine { reason: reason.to_owned() }
-}
-
-/// Random token ids, the same in every run: SplitMix64 (Steele et al., OOPSLA 2014).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> TokenId {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        let token = (z ^ (z >> 31)) % bound.max(1) as u64;
-        TokenId::try_from(token).unwrap_or(0)
-    }
 }
