@@ -89,15 +89,17 @@ fn write_int8_generic<V: Lanes, S: Vector, const TERMS: usize>(
     }
 }
 
+/// With one term nothing is left to be computed; written so that the compiler sees it (else rounding took five times as long).
 #[inline(always)]
 fn terms<S: Vector, const TERMS: usize>(s: S, x: &[f32; BLOCK]) -> Terms<TERMS> {
-    let mut terms = [ActivationBlock::default(); TERMS];
+    let mut terms = [s.quantise(x); TERMS];
     let mut left = *x;
-    for term in &mut terms {
-        *term = s.quantise(&left);
-        for (left, code) in left.iter_mut().zip(term.codes.iter().flat_map(|codes| codes.to_le_bytes())) {
-            *left = (-term.scale).mul_add(f32::from(code as i8), *left);
+    for index in 1..TERMS {
+        let before = terms[index - 1];
+        for (left, code) in left.iter_mut().zip(before.codes.iter().flat_map(|codes| codes.to_le_bytes())) {
+            *left = (-before.scale).mul_add(f32::from(code as i8), *left);
         }
+        terms[index] = s.quantise(&left);
     }
     terms
 }

@@ -34,19 +34,19 @@ impl Columns {
 pub(super) struct Products<'a> {
     /// `num_terms` for each row of the output, or more.
     pub(super) rows: &'a [[f32; PANEL_ROWS]],
-    /// Terms of a row: their sum, in order, is its product.
+    /// Terms of a row, one or two: their sum, in order, is its product.
     pub(super) num_terms: usize,
     /// As wide as the columns.
     pub(super) bias: Option<&'a [f32]>,
 }
 
 impl Products<'_> {
+    /// `TERMS` is `num_terms`, known when compiled: this is called for every 16 numbers of every product.
     #[inline(always)]
-    fn biased<V: Lanes>(&self, row: usize) -> V {
-        let (first, others) = self.rows[row * self.num_terms..][..self.num_terms].split_at(1);
-        let mut product = V::load(&first[0]);
-        for term in others {
-            product = product.add(V::load(term));
+    fn biased<V: Lanes, const TERMS: usize>(&self, row: usize) -> V {
+        let mut product = V::load(&self.rows[row * TERMS]);
+        for term in 1..TERMS {
+            product = product.add(V::load(&self.rows[row * TERMS + term]));
         }
         self.bias.map_or(product, |bias| product.add(load(bias)))
     }
@@ -59,13 +59,26 @@ multiversion! {
 
 #[inline(always)]
 fn finish_generic<V: Lanes>(out: &mut Columns, products: Products<'_>, up: Products<'_>, epilogue: Epilogue) {
+    match products.num_terms {
+        1 => finish_rows::<V, 1>(out, products, up, epilogue),
+        _ => finish_rows::<V, 2>(out, products, up, epilogue),
+    }
+}
+
+#[inline(always)]
+fn finish_rows<V: Lanes, const TERMS: usize>(
+    out: &mut Columns,
+    products: Products<'_>,
+    up: Products<'_>,
+    epilogue: Epilogue,
+) {
     for row in 0..out.num_rows {
-        let product: V = products.biased(row);
+        let product: V = products.biased::<V, TERMS>(row);
         let out = out.row(row);
         let y = match epilogue {
             Epilogue::Store => product,
             Epilogue::Add => load::<V>(out).add(product),
-            Epilogue::SiluMul => silu(product).mul(up.biased(row)),
+            Epilogue::SiluMul => silu(product).mul(up.biased::<V, TERMS>(row)),
         };
         match out.as_mut_array() {
             Some(whole) => y.store(whole),
