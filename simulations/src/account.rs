@@ -11,6 +11,24 @@ use crate::engine::Frame;
 use crate::scenario::Scenario;
 use crate::world::Happening;
 
+/// What a seed stands for.
+pub(crate) fn scenario(scenario: &Scenario) -> String {
+    let Scenario { seed, devices, disaggregate, requests, misfortunes, max_delay, .. } = scenario;
+    let (num_devices, num_requests) = (devices.len(), requests.len());
+    let mut lines = vec![format!(
+        "seed {seed}: {num_devices} devices, {num_requests} requests, disaggregation {disaggregate:?}, messages take up to {max_delay:?}, \
+         of a hundred {} frames are lost, {} heartbeats lost, {} late",
+        scenario.lost_frames, scenario.lost_heartbeats, scenario.late_heartbeats
+    )];
+    lines.extend(devices.iter().enumerate().map(|(index, spec)| {
+        let cache = if spec.prefix_cache { "with" } else { "without" };
+        format!("  device-{index}: {:?}, {} blocks, {cache} a prefix cache", spec.roles, spec.num_blocks)
+    }));
+    let misfortunes = misfortunes.iter().map(|(at, what)| format!("  at {} ms: {what:?}", at.0 / 1_000_000));
+    lines.extend(misfortunes);
+    lines.join("\n")
+}
+
 /// What is about to happen; nothing for what happens all the time.
 pub(crate) fn happening(happening: &Happening, scenario: &Scenario) -> Option<String> {
     Some(match happening {

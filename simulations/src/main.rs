@@ -9,8 +9,7 @@ fn main() -> ExitCode {
     let numbers: Vec<u64> = std::env::args().skip(1).map_while(|argument| argument.parse().ok()).collect();
     let failures: Vec<_> = match numbers[..] {
         [seed] => {
-            let Scenario { devices, disaggregate, misfortunes, .. } = Scenario::of_seed(seed);
-            println!("seed {seed}: {disaggregate:?} of {devices:#?}, struck by {misfortunes:#?}");
+            println!("{}", Scenario::of_seed(seed).summary());
             match play_aloud(seed, &mut |line| println!("{line}")) {
                 Ok(report) => {
                     println!("{report:#?}");

@@ -136,6 +136,11 @@ impl Scenario {
         }
     }
 
+    /// What it is, in a few lines.
+    pub fn summary(&self) -> String {
+        crate::account::scenario(self)
+    }
+
     /// From when on nothing goes wrong any more, and nobody comes or goes.
     pub fn calm(&self) -> Instant64 {
         let ends = self.misfortunes.iter().map(|&(at, misfortune)| at + misfortune.duration());
