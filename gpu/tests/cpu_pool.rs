@@ -1,6 +1,7 @@
 //! The thread pool: every share runs once a run, borrows are safe, panics reach the caller, sleepers wake.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
@@ -43,17 +44,35 @@ fn writes_of_the_workers_are_visible_after_the_join() {
 }
 
 #[test]
+fn nobody_waits_for_a_thread_that_has_not_begun() {
+    // More threads than any machine has free cores: some are always late.
+    let pool = ThreadPool::new(64, false).unwrap();
+    let caller = std::thread::current().id();
+    let taken_over = AtomicUsize::new(0);
+    for _ in 0..1_000 {
+        pool.run(|share_index, _| {
+            if share_index != 0 && std::thread::current().id() == caller {
+                taken_over.fetch_add(1, SeqCst);
+            }
+        });
+    }
+    assert!(taken_over.into_inner() > 0, "the caller took no share of a late thread");
+}
+
+#[test]
 fn a_worker_that_fell_asleep_wakes_for_the_next_run() {
     let pool = ThreadPool::new(2, false).unwrap();
     let (_nobody_sends, idle) = sync_channel::<()>(1);
+    let (other_ran, other) = sync_channel(1);
+    let other = Mutex::new(other);
     for _ in 0..20 {
         // Fifteen times as long as workers spin.
         assert!(idle.recv_timeout(Duration::from_micros(300)).is_err());
-        let ran = AtomicUsize::new(0);
-        pool.run(|_, _| {
-            ran.fetch_add(1, SeqCst);
+        // Whoever has the first share holds it until the other thread has run the second one.
+        pool.run(|share_index, _| match share_index {
+            0 => other.lock().unwrap().recv_timeout(Duration::from_secs(10)).expect("the worker sleeps on"),
+            _ => other_ran.send(()).unwrap(),
         });
-        assert_eq!(ran.into_inner(), 2);
     }
 }
 

@@ -1,9 +1,13 @@
-//! A fork/join pool for the operations of one device: the caller and its workers run one closure each and meet again.
+//! A fork/join pool for the operations of one device: the caller and its workers run one share each and meet again.
 //!
 //! A transformer layer has about eight joins of some tens of microseconds each, so that waking a sleeping thread (5 to 50 µs) would cost more than
 //! it brings: workers spin for [`SPIN_FOR`] after a job and sleep only then. The limit is short because several processes may share the cores.
 //!
+//! For the same reason nobody waits for a thread that has not begun: its core may carry tokens to a socket just now, for as long as five joins take.
+//! Shares are claimed; each thread claims its own first, and whoever is done takes what is unclaimed.
+//!
 //! **Invariant:** [`ThreadPool::run`] returns (or unwinds) only after every thread has left the closure, so the closure may borrow.
+//! **Invariant:** a share is claimed once a run, and the job is read only by those who hold a claim.
 //! **Invariant:** nothing is allocated by a run.
 
 #![allow(
@@ -53,17 +57,30 @@ struct Shared {
     /// Counts the jobs; a change is the signal to start.
     generation: AtomicU64,
     job: UnsafeCell<Job>,
-    /// Workers that have not left the job yet.
-    running: AtomicUsize,
+    /// One for each share.
+    claims: Vec<Claim>,
+    /// Shares of the job that are not done yet.
+    undone: AtomicUsize,
     stop: AtomicBool,
-    num_threads: usize,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     started: Gate,
     finished: Gate,
 }
 
-// SAFETY: `job` is written by the caller only while `running` is 0 (no worker looks at it), and read by workers only after they saw the
-// `generation` that was stored after it. The closure behind it is `Sync` (bound of `run`) and outlives the run.
+/// The generation of the last job that this share was claimed of, alone on its cache line.
+#[derive(Default)]
+#[repr(align(64))]
+struct Claim(AtomicU64);
+
+impl Claim {
+    /// True for one caller in each generation. It holds no one back once the generation has passed: by then the share is claimed.
+    fn take(&self, generation: u64) -> bool {
+        self.0.compare_exchange(generation - 1, generation, SeqCst, SeqCst).is_ok()
+    }
+}
+
+// SAFETY: `job` is written by the caller only while `undone` is 0, and read only by those who claimed a share of the generation that was stored
+// after it, before they count that share as done. The closure behind it is `Sync` (bound of `run`) and outlives the run.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the raw pointers are only used within a run.
 unsafe impl Send for Shared {}
@@ -79,9 +96,9 @@ impl ThreadPool {
         let shared = Arc::new(Shared {
             generation: AtomicU64::new(0),
             job: UnsafeCell::new(Job { closure: std::ptr::null(), call: |_, _, _| {} }),
-            running: AtomicUsize::new(0),
+            claims: (0..num_threads).map(|_| Claim::default()).collect(),
+            undone: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
-            num_threads,
             panic: Mutex::new(None),
             started: Gate::default(),
             finished: Gate::default(),
@@ -106,7 +123,7 @@ impl ThreadPool {
 
     /// Threads of a run, the caller's included.
     pub fn num_threads(&self) -> usize {
-        self.shared.num_threads
+        self.shared.claims.len()
     }
 
     /// Pins the calling thread to the pool's first core, if the pool pins; for the thread that will call [`ThreadPool::run`] from now on.
@@ -116,7 +133,8 @@ impl ThreadPool {
         }
     }
 
-    /// Calls `closure(thread_index, num_threads)` once on each thread, at the same time, and waits for all.
+    /// Calls `closure(share_index, num_shares)` once for each of [`Self::num_threads`] shares, at the same time as far as threads are free, and waits
+    /// for all. A share must not wait for another: one thread may run both.
     ///
     /// Two callers take turns. A run within a run would wait for itself for ever: do not.
     ///
@@ -128,12 +146,12 @@ impl ThreadPool {
         }
         let turn = lock(&self.turn);
         let shared = &*self.shared;
-        shared.start(&closure);
-        let own = catch_unwind(AssertUnwindSafe(|| closure(0, shared.num_threads)));
-        shared.finished.wait_until(|| shared.running.load(SeqCst) == 0);
-        let theirs = lock(&shared.panic).take();
+        let generation = shared.start(&closure);
+        shared.work_off(0, generation);
+        shared.finished.wait_until(|| shared.undone.load(SeqCst) == 0);
+        let panic = lock(&shared.panic).take();
         drop(turn);
-        if let Some(panic) = own.err().or(theirs) {
+        if let Some(panic) = panic {
             resume_unwind(panic);
         }
     }
@@ -172,41 +190,54 @@ impl Drop for ThreadPool {
 }
 
 impl Shared {
-    /// Hands `closure` to the workers. The caller must wait until `running` is 0 before the closure's borrows end.
-    fn start<F: Fn(usize, usize) + Sync>(&self, closure: &F) {
+    /// Hands `closure` to the workers; gives the job's generation. The caller must wait until `undone` is 0 before the closure's borrows end.
+    fn start<F: Fn(usize, usize) + Sync>(&self, closure: &F) -> u64 {
         /// # Safety
         /// `closure` points to a live `F`.
-        unsafe fn call<F: Fn(usize, usize) + Sync>(closure: *const (), thread_index: usize, num_threads: usize) {
+        unsafe fn call<F: Fn(usize, usize) + Sync>(closure: *const (), share_index: usize, num_shares: usize) {
             // SAFETY: the caller's promise.
             let closure = unsafe { &*closure.cast::<F>() };
-            closure(thread_index, num_threads);
+            closure(share_index, num_shares);
         }
-        // SAFETY: `running` is 0 (the last run waited for it, and runs take turns), so that no worker reads the cell.
+        // SAFETY: `undone` is 0 (the last run waited for it, and runs take turns): nobody holds a claim, so that nobody reads the cell.
         unsafe { *self.job.get() = Job { closure: std::ptr::from_ref(closure).cast(), call: call::<F> } };
-        self.running.store(self.num_threads - 1, SeqCst);
-        self.generation.fetch_add(1, SeqCst);
+        self.undone.store(self.claims.len(), SeqCst);
+        let generation = self.generation.fetch_add(1, SeqCst) + 1;
         self.started.notify();
+        generation
     }
 
     fn work(&self, thread_index: usize) {
         let mut seen = 0;
         loop {
             self.started.wait_until(|| self.generation.load(SeqCst) != seen);
-            seen += 1;
+            seen = self.generation.load(SeqCst);
             if self.stop.load(SeqCst) {
                 return;
             }
-            // SAFETY: the job was written before the generation that we saw, and is not written again until `running` is 0.
+            self.work_off(thread_index, seen);
+        }
+    }
+
+    /// Runs what is unclaimed of the job of `generation`, the thread's own share first.
+    fn work_off(&self, thread_index: usize, generation: u64) {
+        let num_shares = self.claims.len();
+        let mut num_done = 0;
+        for share_index in (thread_index..num_shares).chain(0..thread_index) {
+            if !self.claims[share_index].take(generation) {
+                continue;
+            }
+            // SAFETY: the share is ours and not counted as done, so that this generation's run still waits: its job stands in the cell.
             let job = unsafe { *self.job.get() };
-            // SAFETY: `run` keeps the closure alive until `running` is 0.
-            let result =
-                catch_unwind(AssertUnwindSafe(|| unsafe { (job.call)(job.closure, thread_index, self.num_threads) }));
+            // SAFETY: `run` keeps the closure alive until `undone` is 0.
+            let result = catch_unwind(AssertUnwindSafe(|| unsafe { (job.call)(job.closure, share_index, num_shares) }));
             if let Err(panic) = result {
                 lock(&self.panic).get_or_insert(panic);
             }
-            if self.running.fetch_sub(1, SeqCst) == 1 {
-                self.finished.notify();
-            }
+            num_done += 1;
+        }
+        if num_done > 0 && self.undone.fetch_sub(num_done, SeqCst) == num_done {
+            self.finished.notify();
         }
     }
 }
@@ -214,7 +245,8 @@ impl Shared {
 /// Where threads wait for a condition on atomics: on their core first, then asleep.
 #[derive(Default)]
 struct Gate {
-    num_sleepers: AtomicUsize,
+    /// Whether anybody may be asleep. Whoever wakes the sleepers takes it back, so that the next one need not while they are on their way.
+    has_sleepers: AtomicBool,
     lock: Mutex<()>,
     wake: Condvar,
 }
@@ -225,19 +257,20 @@ impl Gate {
         if spin_until(&condition) {
             return;
         }
-        // Announced before the last look at the condition, which `notify` reads after the condition has changed: one of the two sees the other.
-        self.num_sleepers.fetch_add(1, SeqCst);
         let mut guard = lock(&self.lock);
-        while !condition() {
+        loop {
+            // Announced before the last look at the condition, which `notify` reads after the condition has changed: one of the two sees the other.
+            self.has_sleepers.store(true, SeqCst);
+            if condition() {
+                return;
+            }
             guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
-        drop(guard);
-        self.num_sleepers.fetch_sub(1, SeqCst);
     }
 
     /// Wakes the sleepers; called after the condition was made true with `SeqCst`.
     fn notify(&self) {
-        if self.num_sleepers.load(SeqCst) > 0 {
+        if self.has_sleepers.load(SeqCst) && self.has_sleepers.swap(false, SeqCst) {
             // Taken and released, so that a sleeper between its last look and its sleep is in its sleep by now.
             drop(lock(&self.lock));
             self.wake.notify_all();
