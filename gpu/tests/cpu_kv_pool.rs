@@ -1,6 +1,8 @@
 //! The KV pool as those see it who move blocks: bytes in, the same bytes out, without a copy, from any thread.
 
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use relevo_gpu::cpu::KvPool;
 use relevo_gpu::model::KvMemory;
@@ -84,4 +86,24 @@ fn pools_that_cannot_be_are_errors() {
     let error = KvPool::new(LAYOUT, usize::MAX / 4096).err().unwrap().to_string();
     assert!(error.contains("the KV pool"), "{error}");
     assert_eq!(KvPool::new(LAYOUT, 0).unwrap().num_blocks(), 0);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_pools_pages_are_there_before_they_are_touched() {
+    let resident_kib = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        kib.unwrap().parse::<usize>().unwrap()
+    };
+    let layout = KvLayout { num_layers: 4, num_kv_heads: 8, key_dim: 64, value_dim: 64, element: ElementType::F16 };
+    let before = resident_kib();
+    let pool = KvPool::new(layout, 2_048).unwrap();
+    let wanted = before + pool.num_blocks() * layout.block_bytes() / 1024 * 9 / 10;
+    let (_nobody_sends, pause) = sync_channel::<()>(1);
+    let is_there = (0..30_000).any(|_| {
+        let _ = pause.recv_timeout(Duration::from_millis(1));
+        resident_kib() >= wanted
+    });
+    assert!(is_there, "{} of {wanted} KiB are there after half a minute", resident_kib());
 }

@@ -33,11 +33,11 @@ pub struct KvPool {
     stride: usize,
 }
 
-/// What the pool's clones and the `Bytes` of its blocks own together. Pages that were never written take no memory; where the system gives huge ones, a
-/// decode step, which reads keys and values all over the pool, looks fewer of them up.
+/// What the pool's clones and the `Bytes` of its blocks own together. Where the system gives huge pages, a decode step, which reads keys and values all
+/// over the pool, looks fewer of them up.
 struct Memory {
     start: NonNull<u8>,
-    _map: MmapMut,
+    map: MmapMut,
 }
 
 // SAFETY: plain bytes. Threads that touch the same block at the same time, one of them writing, break the promise that the module states.
@@ -54,7 +54,54 @@ impl Memory {
         }
         // The map is not touched through `map` any more: this pointer is the one way in.
         let start = NonNull::from(&mut map[..]).cast();
-        Ok(Self { start, _map: map })
+        Ok(Self { start, map })
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod populate {
+    //! Pages before they are needed: the system clears a page when it is first touched, and a token whose block begins a huge page in each layer
+    //! would wait for all of them (60 MB for thirty layers, which took 20 to 140 ms).
+
+    use std::sync::{Arc, Weak};
+
+    use memmap2::Advice;
+
+    use super::Memory;
+
+    /// Asked for at a time: a huge page.
+    const PIECE: usize = 2 << 20;
+
+    /// Has a thread of the lowest priority ask for all pages of `num_regions` equal regions, their beginnings first: blocks are taken in that order.
+    /// It ends when it is done or the memory is no longer wanted. Best effort: pages that it did not get come when they are touched.
+    pub(super) fn in_background(memory: &Arc<Memory>, num_regions: usize) {
+        let memory = Arc::downgrade(memory);
+        let started = std::thread::Builder::new().name("kv-populate".to_owned()).spawn(move || {
+            if let Err(error) =
+                rustix::process::nice(19).map_err(Into::into).and_then(|_| populate(&memory, num_regions))
+            {
+                tracing::debug!(%error, "the KV pool's pages come when they are touched");
+            }
+        });
+        if let Err(error) = started {
+            tracing::debug!(%error, "no thread for the KV pool's pages");
+        }
+    }
+
+    fn populate(memory: &Weak<Memory>, num_regions: usize) -> std::io::Result<()> {
+        let mut offset = 0;
+        loop {
+            for region in 0..num_regions {
+                let Some(memory) = memory.upgrade() else { return Ok(()) };
+                let region_bytes = memory.map.len() / num_regions;
+                if offset >= region_bytes {
+                    return Ok(());
+                }
+                let len = PIECE.min(region_bytes - offset);
+                memory.map.advise_range(Advice::PopulateWrite, region * region_bytes + offset, len)?;
+            }
+            offset += PIECE;
+        }
     }
 }
 
@@ -84,8 +131,10 @@ impl KvPool {
         let stride = layout.layer_block_bytes().next_multiple_of(ALIGN);
         let wanted_bytes = stride.saturating_mul(layout.num_layers as usize).saturating_mul(num_blocks).max(ALIGN);
         let short = || ComputeError::OutOfMemory { wanted_bytes, what: "the KV pool" };
-        let memory = Memory::zeroed(wanted_bytes).map_err(|_| short())?;
-        Ok(Self { memory: Arc::new(memory), layout, num_blocks, stride })
+        let memory = Arc::new(Memory::zeroed(wanted_bytes).map_err(|_| short())?);
+        #[cfg(target_os = "linux")]
+        populate::in_background(&memory, layout.num_layers.max(1) as usize);
+        Ok(Self { memory, layout, num_blocks, stride })
     }
 
     /// The bytes of a (layer, block), if there is such a one.
