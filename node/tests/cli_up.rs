@@ -78,6 +78,35 @@ fn a_question_asked_again_takes_its_prompt_from_the_prefix_cache() {
     assert!(hits() >= 32, "{} tokens of the prompt's 36 came from the cache", hits());
 }
 
+/// An answer may take the rest of the context where nobody says how long it is, so the context must be one that can be served.
+#[test]
+fn the_context_is_what_the_kv_memory_holds() {
+    default_model();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("relevo.toml");
+    std::fs::write(&path, "[[device]]\nkv_memory_mib = 8\n").unwrap();
+    let server = Server::with_config(&path, &[]);
+    let runtime = runtime();
+    let complete = |num_tokens: usize| {
+        let client = ApiClient::new(&server.url, None).unwrap();
+        let usage = json!({"include_usage": true});
+        let body =
+            json!({"prompt": vec![1234; num_tokens], "ignore_eos": true, "stream": true, "stream_options": usage});
+        runtime.block_on(async move {
+            let mut events = client.post_stream("/v1/completions", &body).await.map_err(|error| error.to_string())?;
+            let mut before_done = String::new();
+            while let Some(data) = events.next().await.unwrap().filter(|data| data != "[DONE]") {
+                before_done = data;
+            }
+            Ok::<Value, String>(serde_json::from_str(&before_done).unwrap())
+        })
+    };
+    let last = complete(343).unwrap();
+    assert_eq!(last["usage"]["completion_tokens"], 352 - 343, "{last}");
+    let refusal = complete(352).unwrap_err();
+    assert!(refusal.contains("maximum context length is 352 tokens"), "{refusal}");
+}
+
 #[test]
 fn ctrl_c_ends_open_streams_with_an_error_event_within_five_seconds() {
     default_model();
@@ -185,7 +214,7 @@ fn what_keeps_it_from_serving_is_said_in_one_line() {
     let faults = file("faults.toml", "[[testing.faults]]\nkind = \"drop-frame\"\nframe = 1\n");
     let keys = file("keys", "short\n");
     let model = model.to_str().unwrap();
-    let cases: [(&[&str], i32, &str); 10] = [
+    let cases: [(&[&str], i32, &str); 11] = [
         (&["--listen", &taken], 1, "Address already in use"),
         (&["--listen", "0.0.0.0:0"], 2, "give --api-key-file FILE, or listen on 127.0.0.1"),
         (&["--listen", "0.0.0.0:0", "--api-key-file", &keys], 2, "line 1 of the API key file has 5 characters"),
@@ -196,6 +225,11 @@ fn what_keeps_it_from_serving_is_said_in_one_line() {
             &["--model", model, "--max-context", "100000"],
             2,
             "max_context_tokens is 100000, the model was made for 8192",
+        ),
+        (
+            &["--model", model, "--kv-memory", "8MiB", "--max-context", "4096"],
+            2,
+            "the KV memory of cpu0 holds 352 tokens: give it 90 MiB",
         ),
         (&["--model", model, "--kv-memory", "900GiB"], 1, "GiB are available: give the KV cache at most"),
         (&["--config", &faults], 2, "which need the flag --allow-faults"),

@@ -48,8 +48,13 @@ impl Banner<'_> {
     fn model_line(&self) -> String {
         let kind = self.model.quantisation.first().map_or("", |share| share.ty.name());
         let context = self.devices.first().map_or(self.model.max_context, |device| device.options.max_context);
+        let made_for = if context < self.model.max_context {
+            format!(" of {}", terminal::thousands(self.model.max_context as u64))
+        } else {
+            String::new()
+        };
         format!(
-            "{} ({kind}, {} layers, context {})",
+            "{} ({kind}, {} layers, context {}{made_for})",
             self.title,
             self.model.num_layers,
             terminal::thousands(context as u64)

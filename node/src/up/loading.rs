@@ -10,6 +10,7 @@ use relevo_gpu::cpu::{CpuDevice, CpuOptions, Isa};
 use relevo_gpu::model::{MemoryPlan, Model, ModelOptions, StepModel};
 use relevo_gpu::weights::ModelFiles;
 
+use super::context;
 use super::machine::Machine;
 use crate::cli::Failure;
 use crate::config::{Config, Device};
@@ -34,7 +35,7 @@ pub(super) struct PlannedDevice {
 /// Plans every device of the configuration and holds them against the machine's memory.
 ///
 /// # Errors
-/// The user's fault: a context longer than the model's, or too little memory, with the figures.
+/// The user's fault: a context longer than the model's or than the KV memory holds, or too little memory, with the figures.
 pub(super) fn plan(config: &Config, files: &ModelFiles, machine: &Machine) -> Result<Vec<PlannedDevice>, Failure> {
     let mut available = machine.available_bytes;
     let identity = prefix_identity(config, files)?;
@@ -47,6 +48,7 @@ pub(super) fn plan(config: &Config, files: &ModelFiles, machine: &Machine) -> Re
         available -= device.plan.total_bytes();
         planned.push(device);
     }
+    context::fit(&mut planned, config.model.max_context_tokens, files)?;
     Ok(planned)
 }
 

@@ -1,6 +1,7 @@
 //! `relevo up`: gateway, router, coordinator and devices in one process, until Ctrl-C.
 
 mod banner;
+mod context;
 mod loading;
 mod machine;
 mod server;
