@@ -17,12 +17,13 @@ fn the_version_goes_to_stdout() {
 
 #[test]
 fn wrong_flags_and_values_say_what_would_be_right() {
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 9] = [
         (&["model", "pul"], "a similar subcommand exists: 'pull'"),
         (&["model", "list", "--data-dri", "x"], "a similar argument exists: '--data-dir'"),
         (&["model", "pull", "smollm2", "--from", "x"], "cannot be used with"),
         (&["completions", "cmd"], "possible values: bash, elvish, fish, powershell, zsh"),
         (&["bench", "serve", "--slo-ttft-ms", "soon"], "expected milliseconds, such as 200"),
+        (&["bench", "engine", "--through-actors", "--parallel", "2"], "cannot be used with '--parallel"),
         (&["config"], "<--example|--check <FILE>>"),
         (&["status", "--log", "relevo=loud"], "expected levels by module such as"),
         (&["frobnicate"], "unrecognized subcommand 'frobnicate'"),

@@ -62,7 +62,6 @@ impl World {
 
     /// This attempt cannot go on where it is.
     pub(crate) fn lost(&mut self, sequence: SequenceId, loss: Loss) -> Result<(), Broken> {
-        let now = self.agenda.now();
         let Some(live) = self.streams.get_mut(&sequence.request) else { return Ok(()) };
         match live.core.lost(sequence, loss) {
             Afterwards::Nothing => {}
@@ -73,13 +72,7 @@ impl World {
                 self.tell_router(RouterEvent::Ended(sequence));
                 self.tell_router(RouterEvent::Submit { request, admitted: true, suspect });
             }
-            Afterwards::Fail(error) => {
-                let mut emit = Vec::new();
-                live.core.fail(error, now, &mut emit);
-                live.read.take(&emit)?;
-                self.abort_everywhere(sequence);
-                self.stream_ended(sequence);
-            }
+            Afterwards::Fail(error) => self.reject(sequence, error)?,
         }
         Ok(())
     }

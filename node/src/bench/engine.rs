@@ -59,7 +59,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "R")]
     repetitions: Option<NonZeroUsize>,
     /// Measure through gateway, router, prefill and decode actor, as `relevo up` serves, but without HTTP; one stream
-    #[arg(long)]
+    #[arg(long, conflicts_with = "parallel")]
     through_actors: bool,
     /// Print one line of JSON
     #[arg(long)]
