@@ -85,6 +85,7 @@ pub(crate) fn scripted(num_blocks: u32) -> ScriptedModel {
         max_outputs: 32,
         max_context: CONTEXT,
         num_blocks: num_blocks as usize,
+        ..ScriptedOptions::default()
     })
 }
 

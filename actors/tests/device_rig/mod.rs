@@ -48,7 +48,15 @@ pub(crate) struct Emitted {
 }
 
 pub(crate) fn options(num_blocks: usize) -> ScriptedOptions {
-    ScriptedOptions { num_layers: 2, max_rows: 64, max_outputs: 32, max_context: 256, num_blocks, vocab_size: 64 }
+    ScriptedOptions {
+        num_layers: 2,
+        max_rows: 64,
+        max_outputs: 32,
+        max_context: 256,
+        num_blocks,
+        vocab_size: 64,
+        ..ScriptedOptions::default()
+    }
 }
 
 pub(crate) fn limits(model: &ScriptedModel) -> CoreLimits {

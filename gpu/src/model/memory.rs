@@ -36,6 +36,11 @@ impl MemoryPlan {
         Ok(Self { memory, kv_tokens: (options.kv_blocks * BLOCK_TOKENS) as u64 })
     }
 
+    /// A plan of these figures; `kv_tokens`: what the KV cache holds.
+    pub(super) const fn of(memory: MemoryUse, kv_tokens: u64) -> Self {
+        Self { memory, kv_tokens }
+    }
+
     /// By purpose.
     pub const fn memory(&self) -> MemoryUse {
         self.memory

@@ -2,8 +2,9 @@
 
 use relevo_wire::{SamplingParams, TokenId, blocks_for_tokens};
 
+use super::super::script::{AnswerChoice, ScriptedEdges, ScriptedTokens};
 use super::*;
-use crate::compute::{OutputRow, Piece, SampleRow};
+use crate::compute::{OutputRow, SampleRow};
 
 const PROMPT: [TokenId; 40] = {
     let mut prompt = [0; 40];
@@ -193,4 +194,123 @@ fn a_reset_forgets_the_blocks_and_leaves_the_old_ones_to_their_readers() {
     assert!(model.kv_memory().read(LayerIndex(0), table[0]).iter().all(|byte| *byte == 0));
     assert_eq!(next_token(&mut model, &PROMPT, 0, &table, &greedy()), expected);
     assert_eq!(old, before);
+}
+
+const EDGES: ScriptedEdges = ScriptedEdges { start: 256, end: 257 };
+
+fn saying(tokens: ScriptedTokens, end_after: Option<u32>) -> ScriptedModel {
+    model().with_script(Arc::new(Script { tokens, edges: Some(EDGES), end_after }))
+}
+
+/// What it says after the prompt, decoded token by token.
+fn say(model: &mut ScriptedModel, num_tokens: usize, params: &SamplingParams, choice: u32) -> Vec<TokenId> {
+    let table = blocks(0, PROMPT.len() + num_tokens);
+    let mut generated: Vec<TokenId> = Vec::new();
+    while generated.len() < num_tokens {
+        let (tokens, start) = match generated.last() {
+            None => (PROMPT.as_slice(), 0),
+            Some(_) => (&generated[generated.len() - 1..], PROMPT.len() + generated.len() - 1),
+        };
+        let sample = Some(SampleRow { params, choice, prompt: &PROMPT, generated: &generated, banned: &[] });
+        let outputs = vec![OutputRow { row: tokens.len() - 1, sample, ..OutputRow::default() }];
+        let piece = Piece { tokens, start, block_table: &table, outputs };
+        let next = run(model, &StepPlan { pieces: vec![piece] })[0].token.unwrap();
+        generated.push(next);
+    }
+    generated
+}
+
+#[test]
+fn an_echo_repeats_the_prompt_however_hot_it_is() {
+    let hot = SamplingParams { temperature: 2.0, seed: 5, ..SamplingParams::default() };
+    let said = say(&mut saying(ScriptedTokens::Echo, None), 90, &hot, 0);
+    assert_eq!(said, PROMPT.iter().copied().cycle().take(90).collect::<Vec<_>>());
+    let ended = say(&mut saying(ScriptedTokens::Echo, Some(3)), 6, &hot, 0);
+    assert_eq!(ended, [PROMPT[0], PROMPT[1], PROMPT[2], EDGES.end, PROMPT[4], PROMPT[5]]);
+}
+
+#[test]
+fn an_echo_reads_its_tokens_back_from_every_layer() {
+    for (layer, slot) in [(0, 2), (1, 0), (1, 35)] {
+        let mut model = saying(ScriptedTokens::Echo, None);
+        let table = blocks(0, PROMPT.len() + 40);
+        say(&mut model, 1, &greedy(), 0);
+        let kv = model.kv_memory();
+        let block = table[slot / BLOCK_TOKENS];
+        let mut bytes = kv.read(LayerIndex(layer), block).to_vec();
+        bytes[slot % BLOCK_TOKENS * 4] ^= 1;
+        kv.write(LayerIndex(layer), block, &bytes).unwrap();
+        let mut wrong = Vec::new();
+        for index in 1..40 {
+            let (token, generated) = (PROMPT[index - 1], &PROMPT[..index]);
+            let params = greedy();
+            let sample = Some(SampleRow { params: &params, choice: 0, prompt: &PROMPT, generated, banned: &[] });
+            let outputs = vec![OutputRow { row: 0, sample, ..OutputRow::default() }];
+            let start = PROMPT.len() + index - 1;
+            let piece = Piece { tokens: &[token], start, block_table: &table, outputs };
+            if run(&mut model, &StepPlan { pieces: vec![piece] })[0].token != Some(PROMPT[index]) {
+                wrong.push(index);
+            }
+        }
+        let expected: &[usize] = if slot == 0 { &[] } else { &[slot] };
+        assert_eq!(wrong, expected, "layer {layer}, slot {slot}; the first token was said before the damage");
+    }
+}
+
+#[test]
+fn answers_are_chosen_by_prompt_or_seed_and_end_where_they_end() {
+    let answers = vec![vec![1, 2, 3], vec![], vec![9]];
+    let by = |choice| ScriptedTokens::Answers { answers: answers.clone(), choice };
+    let seeded = |seed| SamplingParams { seed, ..SamplingParams::default() };
+    let say_by = |choice, seed, of| say(&mut saying(by(choice), None), 5, &seeded(seed), of);
+    assert_eq!(say_by(AnswerChoice::Seed, 0, 0), [1, 2, 3, EDGES.end, 1]);
+    assert_eq!(say_by(AnswerChoice::Seed, 4, 0), [EDGES.end; 5]);
+    assert_eq!(say_by(AnswerChoice::Seed, 1, 1), [9, EDGES.end, 9, EDGES.end, 9]);
+    let by_prompt: Vec<_> = (0..3).map(|choice| say_by(AnswerChoice::Prompt, u64::from(choice), choice)).collect();
+    assert_eq!(say_by(AnswerChoice::Prompt, 77, 3), by_prompt[0], "the seed does not count, the choice does");
+    let distinct: std::collections::BTreeSet<_> = by_prompt.iter().collect();
+    assert_eq!(distinct.len(), 3, "three choices get three answers");
+}
+
+#[test]
+fn a_script_of_hashes_says_an_edge_only_where_it_ends() {
+    let said = say(&mut saying(ScriptedTokens::Hash, Some(30)), 60, &SamplingParams::default(), 0);
+    assert_eq!(said.iter().position(|&token| token == EDGES.end), Some(30));
+    assert!(said.iter().enumerate().all(|(index, token)| index == 30 || ![256, 257].contains(token)), "{said:?}");
+}
+
+#[test]
+fn wide_blocks_of_halves_give_tokens_that_chunks_do_not_change() {
+    let options = ScriptedOptions {
+        num_kv_heads: 3,
+        key_dim: 5,
+        value_dim: 4,
+        element: ElementType::F16,
+        ..ScriptedOptions::default()
+    };
+    let wide = || ScriptedModel::new(options);
+    assert_eq!(options.layout().block_bytes(), 3 * 9 * 16 * 2 * 2);
+    let expected = generate(&mut wide(), 40, &blocks(0, 60), &greedy());
+    assert_eq!(generate(&mut wide(), 16, &blocks(7, 60), &greedy()), expected);
+    assert!(options.memory_plan().total_bytes() > 256 * options.layout().block_bytes() as u64);
+}
+
+/// Each look at it is 50 µs after the last one.
+fn hasty_clock() -> relevo_wire::Instant64 {
+    static NOW: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    relevo_wire::Instant64(NOW.fetch_add(50_000, std::sync::atomic::Ordering::Relaxed))
+}
+
+#[test]
+fn a_step_is_done_when_its_time_is_over_and_not_before() {
+    let timings = ScriptedTimings { fixed_us: 1000, ..ScriptedTimings::default() };
+    let mut model = model().with_timings(timings, hasty_clock);
+    let began = hasty_clock();
+    next_token(&mut model, &PROMPT, 0, &blocks(0, 40), &greedy());
+    let took = hasty_clock().since(began);
+    assert!(took.as_micros() >= 1000, "{took:?}");
+    let before = hasty_clock();
+    let mut hurried = self::model().with_timings(ScriptedTimings::default(), hasty_clock);
+    next_token(&mut hurried, &PROMPT, 0, &blocks(0, 40), &greedy());
+    assert_eq!(hasty_clock().since(before).as_micros(), 50, "a step without a time does not look at the clock");
 }
