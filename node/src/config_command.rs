@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::Failure;
 use crate::config::{self, Config};
 use crate::terminal;
+use crate::up::Scripts;
 
 /// Arguments of `relevo config`.
 #[derive(Debug, clap::Args)]
@@ -27,9 +28,10 @@ pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
         return Ok(terminal::print_piece(config::example())?);
     };
     let config = load(path)?;
+    let is_scripted = Scripts::load(&config)?.is_some();
     let faults =
         if config.testing.any() { "; [testing] asks for faults: `relevo up` needs --allow-faults" } else { "" };
-    Ok(terminal::print(format!("{} is right: {}{faults}", path.display(), summary(&config)))?)
+    Ok(terminal::print(format!("{} is right: {}{faults}", path.display(), summary(&config, is_scripted)))?)
 }
 
 /// Reads a file, naming it in what goes wrong.
@@ -40,8 +42,9 @@ pub fn load(path: &Path) -> Result<Config, Failure> {
     config::load(path).map_err(|source| Failure::Config { file: path.display().to_string(), source })
 }
 
-fn summary(config: &Config) -> String {
+fn summary(config: &Config, is_scripted: bool) -> String {
+    let model = if is_scripted { "a script" } else { &config.model.name };
     let devices = config.devices.len();
     let plural = if devices == 1 { "device" } else { "devices" };
-    format!("serves {} on http://{} with {devices} {plural}", config.model.name, config.server.listen)
+    format!("serves {model} on http://{} with {devices} {plural}", config.server.listen)
 }

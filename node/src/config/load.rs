@@ -63,9 +63,11 @@ fn suggestion(nearest: &Option<String>) -> String {
 /// # Errors
 /// The user's fault, all of them.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-    parse(&text)
+    parse(&read(path)?)
+}
+
+pub(super) fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })
 }
 
 /// Reads and checks a file's text.
@@ -80,7 +82,7 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-fn syntax(text: &str, error: &toml::de::Error) -> ConfigError {
+pub(super) fn syntax(text: &str, error: &toml::de::Error) -> ConfigError {
     let offset = error.span().map_or(0, |span| span.start.min(text.len()));
     let line = 1 + text.as_bytes()[..offset].iter().filter(|byte| **byte == b'\n').count();
     ConfigError::Syntax { line, message: error.message().trim().replace('\n', ", ") }
@@ -102,18 +104,21 @@ fn refuse_unknown_keys(table: &toml::Table) -> Result<(), ConfigError> {
             let known = SECTIONS.iter().map(|(section, _)| *section);
             return Err(ConfigError::UnknownKey { key: name.clone(), nearest: nearest_key(name, known) });
         };
-        for given in tables_of(value).flat_map(toml::Table::keys) {
-            if keys.iter().any(|key| key.name == given) {
-                continue;
-            }
-            let nearest = nearest_key(given, keys.iter().map(|key| key.name));
-            return Err(ConfigError::UnknownKey {
-                key: format!("{name}.{given}"),
-                nearest: nearest.map(|key| format!("{name}.{key}")),
-            });
+        for table in tables_of(value) {
+            refuse_keys_beyond(keys, table, &format!("{name}."))?;
         }
     }
     Ok(())
+}
+
+/// Refuses a key of `table` that is none of these. `section`: what goes before its name.
+pub(super) fn refuse_keys_beyond(keys: &[Key], table: &toml::Table, section: &str) -> Result<(), ConfigError> {
+    let Some(given) = table.keys().find(|given| keys.iter().all(|key| key.name != *given)) else { return Ok(()) };
+    let nearest = nearest_key(given, keys.iter().map(|key| key.name));
+    Err(ConfigError::UnknownKey {
+        key: format!("{section}{given}"),
+        nearest: nearest.map(|key| format!("{section}{key}")),
+    })
 }
 
 /// The tables that a section is made of: itself, or each of its array.
@@ -141,6 +146,12 @@ impl Config {
         }
         for (index, device) in self.devices.iter().enumerate() {
             device.check(index)?;
+            let first = &self.devices[0].kind;
+            if device.kind.is_scripted() != first.is_scripted() {
+                let (kind, first) = (String::from(device.kind.clone()), String::from(first.clone()));
+                let expected = format!("one that computes or not as device[0] does, which is \"{first}\"");
+                return Err(out_of_range(format!("device[{index}].kind"), format!("\"{kind}\""), expected));
+            }
         }
         for role in [DeviceRole::Prefill, DeviceRole::Decode] {
             if !self.devices.iter().any(|device| device.roles.contains(&role)) {
@@ -199,7 +210,13 @@ impl Device {
         }
         self.threads.map_or(Ok(()), |threads| within(key("threads"), threads, 1..=1024))?;
         self.kv_memory_mib.map_or(Ok(()), |mib| within(key("kv_memory_mib"), mib, 1..=16_777_216))?;
-        within(key("max_step_tokens"), self.max_step_tokens, 16..=8192)
+        within(key("max_step_tokens"), self.max_step_tokens, 16..=8192)?;
+        match self.threads {
+            Some(threads) if self.kind.is_scripted() => {
+                Err(out_of_range(key("threads"), threads, "none where kind is \"scripted\": it does not compute"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -212,7 +229,7 @@ impl Log {
     }
 }
 
-fn within<T: PartialOrd + Display>(
+pub(super) fn within<T: PartialOrd + Display>(
     key: impl Into<String>,
     value: T,
     range: RangeInclusive<T>,
@@ -223,6 +240,6 @@ fn within<T: PartialOrd + Display>(
     Err(out_of_range(key, value, format!("{} to {}", range.start(), range.end())))
 }
 
-fn out_of_range(key: impl Into<String>, value: impl Display, expected: impl Display) -> ConfigError {
+pub(super) fn out_of_range(key: impl Into<String>, value: impl Display, expected: impl Display) -> ConfigError {
     ConfigError::OutOfRange { key: key.into(), value: value.to_string(), expected: expected.to_string() }
 }

@@ -1,9 +1,10 @@
-//! `relevo.toml`: its sections, how it is read and checked, and the example that is made from the types.
+//! `relevo.toml` and the scripts of scripted devices: their sections, how it is read and checked, and the example that is made from the types.
 //!
 //! **Invariant:** configuration is read once, here, and never changes after start. Flags win over the file, the file over the defaults.
 
 mod example;
 mod load;
+mod script;
 mod section;
 mod sections;
 
@@ -14,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 pub use example::example;
 pub use load::{ConfigError, load, parse};
-pub use sections::{Device, DeviceKind, Log, LogFormat, Model, Router, Server, Testing};
+pub use script::{Answer, Script, TokenRule, load_script, parse_script};
+pub use sections::{Device, DeviceKind, Log, LogFormat, Model, Router, Server, Testing, UnknownKind};
 
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

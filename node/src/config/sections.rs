@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use relevo_actors::device::DeviceRole;
 use relevo_actors::faults::Fault;
@@ -72,7 +73,7 @@ section! {
 section! {
     /// A device: an engine with its threads and its KV memory. Give several to split a machine; the default is one for all of it.
     Device {
-        /// What kind: "cpu".
+        /// What kind: "cpu", or "scripted:FILE" (tokens and timings by a formula, no model: docs/scripted-device.md). All are of one kind.
         kind: DeviceKind = DeviceKind::Cpu;
         /// What it does: "prefill", "decode" or both. Some device must do each.
         roles: Vec<DeviceRole> = vec![DeviceRole::Prefill, DeviceRole::Decode];
@@ -106,12 +107,57 @@ section! {
 }
 
 /// A kind of device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum DeviceKind {
     /// Cores of this machine.
     #[default]
     Cpu,
+    /// A formula, with the file that sets it; without one all is default.
+    Scripted(Option<PathBuf>),
+}
+
+impl DeviceKind {
+    /// Whether it serves a formula.
+    pub const fn is_scripted(&self) -> bool {
+        matches!(self, Self::Scripted(_))
+    }
+}
+
+/// A word that is no kind of device. The user's fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no kind of device, expected cpu, scripted:FILE, or scripted for a script of defaults")]
+pub struct UnknownKind(String);
+
+impl FromStr for DeviceKind {
+    type Err = UnknownKind;
+
+    fn from_str(text: &str) -> Result<Self, UnknownKind> {
+        match (text, text.strip_prefix("scripted:")) {
+            ("cpu", _) => Ok(Self::Cpu),
+            ("scripted", _) => Ok(Self::Scripted(None)),
+            (_, Some(file)) if !file.is_empty() => Ok(Self::Scripted(Some(file.into()))),
+            _ => Err(UnknownKind(text.to_owned())),
+        }
+    }
+}
+
+impl TryFrom<String> for DeviceKind {
+    type Error = UnknownKind;
+
+    fn try_from(text: String) -> Result<Self, UnknownKind> {
+        text.parse()
+    }
+}
+
+impl From<DeviceKind> for String {
+    fn from(kind: DeviceKind) -> Self {
+        match kind {
+            DeviceKind::Cpu => "cpu".to_owned(),
+            DeviceKind::Scripted(None) => "scripted".to_owned(),
+            DeviceKind::Scripted(Some(file)) => format!("scripted:{}", file.display()),
+        }
+    }
 }
 
 /// How a log line looks.

@@ -51,6 +51,22 @@ fn two_devices_with_a_role_each_are_read() {
 }
 
 #[test]
+fn scripted_devices_are_read_with_their_files_and_stay_among_themselves() {
+    let devices = "[[device]]\nkind = \"scripted:a.toml\"\n[[device]]\nkind = \"scripted\"\n";
+    let config = parse(devices).unwrap();
+    let kinds: Vec<_> = config.devices.iter().map(|device| device.kind.clone()).collect();
+    assert_eq!(kinds, [DeviceKind::Scripted(Some("a.toml".into())), DeviceKind::Scripted(None)]);
+    assert_eq!(parse(&toml::to_string(&config).unwrap()).unwrap(), config);
+    let mixed = refusal(&format!("{devices}[[device]]\nkind = \"cpu\""));
+    let expected =
+        "device[2].kind is \"cpu\", expected one that computes or not as device[0] does, which is \"scripted:a.toml\"";
+    assert_eq!(mixed, expected);
+    let threads = refusal("[[device]]\nkind = \"scripted\"\nthreads = 2");
+    assert_eq!(threads, "device[0].threads is 2, expected none where kind is \"scripted\": it does not compute");
+    assert!(refusal("[[device]]\nkind = \"scripted:\"").contains("`scripted:` is no kind of device, expected cpu"));
+}
+
+#[test]
 fn an_unknown_key_names_the_nearest_known_one() {
     assert_eq!(refusal("[server]\nlisten_on = 1"), "unknown key `server.listen_on`, did you mean `server.listen`?");
     assert_eq!(refusal("[sever]\n"), "unknown key `sever`, did you mean `server`?");

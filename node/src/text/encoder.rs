@@ -1,4 +1,4 @@
-//! What turns text into ids: the crate `tokenizers`, or our own SentencePiece.
+//! What turns text into ids: the crate `tokenizers`, our own SentencePiece, or nothing at all.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -8,7 +8,7 @@ use std::sync::{Once, OnceLock};
 use relevo_wire::TokenId;
 
 use super::sentence_piece::SentencePiece;
-use super::{SpecialText, TokenizerError};
+use super::{SpecialText, TokenizerError, byte_vocabulary};
 
 /// A way to encode.
 pub(super) enum Encoder {
@@ -21,6 +21,8 @@ pub(super) enum Encoder {
     },
     /// BPE with scores.
     SentencePiece(SentencePiece),
+    /// Each byte is a token.
+    Bytes,
 }
 
 impl Encoder {
@@ -37,6 +39,7 @@ impl Encoder {
     ) -> Result<Vec<TokenId>, TokenizerError> {
         match (self, special) {
             (Self::SentencePiece(pieces), _) => Ok(pieces.encode(text, special)),
+            (Self::Bytes, _) => Ok(byte_vocabulary::encode(text, special)),
             (Self::Library { parsing, .. }, SpecialText::Parsed) => run(parsing, text, around),
             (Self::Library { parsing, plain }, SpecialText::Plain) => {
                 let plain = plain.get_or_init(|| {

@@ -4,6 +4,7 @@
 //! [`TextStream`] emits the same text wherever the boundaries of its tokens fall.
 
 mod bounded;
+mod byte_vocabulary;
 mod encoder;
 mod model_text;
 mod python_json;
@@ -17,6 +18,7 @@ mod token_table;
 mod tokenizer;
 mod vocabulary;
 
+pub use byte_vocabulary::{BYTE_END, BYTE_START, BYTE_VOCABULARY};
 pub use model_text::{ModelText, TextError};
 pub use stops::StopStrings;
 pub use stream::{StreamedText, TextStream};

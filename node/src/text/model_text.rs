@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use relevo_gpu::weights::{ModelFiles, TokenizerSource};
 
+use super::byte_vocabulary;
 use super::{ChatTemplate, SpecialTokens, TemplateError, Tokenizer, TokenizerError};
 
 /// A model's tokenizer and chat template, as far as it has them.
@@ -38,6 +39,16 @@ impl ModelText {
         let compile = |template| ChatTemplate::new(template, bos.as_deref(), eos.as_deref());
         let chat_template = files.chat_template().map(compile).transpose()?;
         Ok(Self { tokenizer: Some(Arc::new(tokenizer)), chat_template })
+    }
+
+    /// The text of a scripted model: tokens are bytes (see [`Tokenizer::of_bytes`]), a chat has a line `role: content` for each message.
+    ///
+    /// # Errors
+    /// Our bug: the template is not valid.
+    pub fn of_bytes(vocab_size: u32) -> Result<Self, TextError> {
+        let [start, end] = byte_vocabulary::EDGES;
+        let chat_template = ChatTemplate::new(byte_vocabulary::TEMPLATE, Some(start), Some(end))?;
+        Ok(Self { tokenizer: Some(Arc::new(Tokenizer::of_bytes(vocab_size))), chat_template: Some(chat_template) })
     }
 }
 

@@ -3,9 +3,10 @@
 use relevo_gpu::weights::TokenizerSource;
 use relevo_wire::TokenId;
 
+use super::byte_vocabulary;
 use super::encoder::{Encoder, without_panic};
 use super::token_table::TokenTable;
-use super::vocabulary;
+use super::vocabulary::{self, Parts};
 
 /// Text to ids and back.
 pub struct Tokenizer {
@@ -94,7 +95,16 @@ impl Tokenizer {
             TokenizerSource::HuggingFace(files) => vocabulary::from_hugging_face(files),
         });
         let parts = made.unwrap_or_else(|reason| Err(TokenizerError::Damaged { reason }))?;
-        Ok(Self { encoder: parts.encoder, table: parts.table, around: parts.around })
+        Ok(Self::of_parts(parts))
+    }
+
+    /// A tokenizer whose tokens are bytes, up to `vocab_size`, at least [`super::BYTE_VOCABULARY`], filled up with words.
+    pub fn of_bytes(vocab_size: u32) -> Self {
+        Self::of_parts(byte_vocabulary::parts(vocab_size))
+    }
+
+    fn of_parts(parts: Parts) -> Self {
+        Self { encoder: parts.encoder, table: parts.table, around: parts.around }
     }
 
     /// The ids of a text, with nothing put around it.

@@ -4,9 +4,6 @@ use std::net::SocketAddr;
 
 use relevo_actors::device::DeviceRole;
 use relevo_actors::status::ClusterStatus;
-use relevo_gpu::cpu::Isa;
-use relevo_gpu::description::ModelDescription;
-use relevo_wire::BLOCK_TOKENS;
 
 use super::loading::PlannedDevice;
 use crate::terminal::{self, Style};
@@ -17,7 +14,10 @@ pub(super) struct Banner<'a> {
     pub(super) needs_key: bool,
     pub(super) title: &'a str,
     pub(super) names: &'a [String],
-    pub(super) model: &'a ModelDescription,
+    /// Such as `Q4_1, 30 layers`.
+    pub(super) kind: &'a str,
+    /// Positions that the model was made for.
+    pub(super) model_context: usize,
     pub(super) has_chat: bool,
     pub(super) devices: &'a [PlannedDevice],
     pub(super) status: &'a ClusterStatus,
@@ -46,19 +46,13 @@ impl Banner<'_> {
     }
 
     fn model_line(&self) -> String {
-        let kind = self.model.quantisation.first().map_or("", |share| share.ty.name());
-        let context = self.devices.first().map_or(self.model.max_context, |device| device.options.max_context);
-        let made_for = if context < self.model.max_context {
-            format!(" of {}", terminal::thousands(self.model.max_context as u64))
+        let context = self.devices.first().map_or(self.model_context, |device| device.max_context);
+        let made_for = if context < self.model_context {
+            format!(" of {}", terminal::thousands(self.model_context as u64))
         } else {
             String::new()
         };
-        format!(
-            "{} ({kind}, {} layers, context {}{made_for})",
-            self.title,
-            self.model.num_layers,
-            terminal::thousands(context as u64)
-        )
+        format!("{} ({}, context {}{made_for})", self.title, self.kind, terminal::thousands(context as u64))
     }
 
     /// The tree's names, such as `coordinator, router, gateway, device-0 (engine, prefill, decode)`.
@@ -105,15 +99,13 @@ fn device_line(device: &PlannedDevice) -> String {
             DeviceRole::Decode => "decode",
         })
         .collect();
-    let threads = if device.num_threads == 1 { "thread" } else { "threads" };
     format!(
-        "{}: {}, {} {threads}, {}; weights {}, KV {} ({} tokens)",
+        "{}: {}, {}; weights {}, KV {} ({} tokens)",
         device.name,
-        Isa::detect(),
-        device.num_threads,
+        device.hardware(),
         roles.join(" + "),
         terminal::bytes(device.plan.memory().weights),
         terminal::bytes(device.plan.memory().kv),
-        terminal::thousands((device.options.kv_blocks * BLOCK_TOKENS) as u64)
+        terminal::thousands(device.kv_tokens as u64)
     )
 }

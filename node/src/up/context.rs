@@ -1,8 +1,6 @@
 //! The longest context that the devices' KV memory holds.
 
-use relevo_gpu::model::MemoryPlan;
-use relevo_gpu::weights::ModelFiles;
-use relevo_wire::BLOCK_TOKENS;
+use relevo_wire::blocks_for_tokens;
 
 use super::loading::PlannedDevice;
 use crate::cli::Failure;
@@ -12,22 +10,17 @@ use crate::cli::Failure;
 ///
 /// # Errors
 /// The user's fault: `asked` for a longer one.
-pub(super) fn fit(planned: &mut [PlannedDevice], asked: Option<u32>, files: &ModelFiles) -> Result<(), Failure> {
-    let held = |device: &PlannedDevice| device.options.kv_blocks.saturating_mul(BLOCK_TOKENS);
-    let Some(smallest) = planned.iter().min_by_key(|device| held(device)) else { return Ok(()) };
-    let tokens = held(smallest);
+pub(super) fn fit(planned: &mut [PlannedDevice], asked: Option<u32>) -> Result<(), Failure> {
+    let Some(smallest) = planned.iter().min_by_key(|device| device.kv_tokens) else { return Ok(()) };
+    let tokens = smallest.kv_tokens;
     if let Some(asked) = asked.filter(|&asked| asked as usize > tokens) {
-        let block_bytes = files.description().kv_layout(smallest.options.numerics).block_bytes() as u64;
-        let mib = (u64::from(asked).div_ceil(BLOCK_TOKENS as u64) * block_bytes).div_ceil(1 << 20);
+        let num_blocks = blocks_for_tokens(asked as usize) as u64;
+        let mib = num_blocks.saturating_mul(smallest.block_bytes).div_ceil(1 << 20);
         let name = &smallest.name;
         return Err(Failure::Usage(format!(
             "max_context_tokens is {asked}, the KV memory of {name} holds {tokens} tokens: give it {mib} MiB (--kv-memory {mib}MiB, or its \
              kv_memory_mib), or a shorter context"
         )));
     }
-    for device in planned.iter_mut().filter(|device| device.options.max_context > tokens) {
-        device.options.max_context = tokens;
-        device.plan = MemoryPlan::new(files, device.options).map_err(Failure::Load)?;
-    }
-    Ok(())
+    planned.iter_mut().filter(|device| device.max_context > tokens).try_for_each(|device| device.shorten(tokens))
 }

@@ -2,25 +2,28 @@
 
 mod banner;
 mod context;
+mod facade;
 mod loading;
 mod machine;
+mod scripts;
 mod server;
 mod settings;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
 use banner::Banner;
+use facade::Source;
 pub(crate) use machine::Machine;
+pub(crate) use scripts::Scripts;
 use server::Door;
 pub use settings::UpArgs;
 
 use crate::cli::{Common, Failure};
 use crate::config::Config;
 use crate::model_command::pull_with_progress;
-use crate::model_store::{self, ModelStore, Resolved, Source};
+use crate::model_store::{self, ModelStore, Resolved, Source as PullSource};
 use crate::signals::StopSignals;
 use crate::terminal::{self, Style};
 
@@ -93,21 +96,30 @@ async fn serve(config: &Config, store: &ModelStore, stop: CancellationToken) -> 
     door.closed().await
 }
 
-/// Finds or fetches the model, loads it, starts the cluster; what it returns is to be shown.
+/// Finds or fetches the model (or reads the scripts), loads it, starts the cluster; what it returns is to be shown.
 async fn furnish(door: &mut Door, config: &Config, store: &ModelStore) -> Result<String, Failure> {
-    let (mut names, path) = find_or_fetch(store, &config.model.name).await?;
-    let title = names.last().cloned().unwrap_or_default();
-    names.extend(config.model.aliases.iter().cloned());
-    let files = Arc::new(model_store::open(&path)?);
-    let devices = loading::plan(config, &files, &Machine::facts())?;
-    let cluster = door.furnish(config, &files, &devices, names.clone()).await?;
+    let (names, source) = match Scripts::load(config)? {
+        Some(scripts) => (Vec::new(), Source::Scripts(scripts)),
+        None => {
+            let (names, path) = find_or_fetch(store, &config.model.name).await?;
+            (names, Source::open(&path)?)
+        }
+    };
+    let mut facade = source.facade(names)?;
+    let title = facade.names.last().cloned().unwrap_or_default();
+    facade.names.extend(config.model.aliases.iter().cloned());
+    let (names, kind, model_context) = (facade.names.clone(), facade.kind.clone(), facade.max_context);
+    let has_chat = facade.text.chat_template.is_some();
+    let devices = loading::plan(config, &source, &Machine::facts())?;
+    let cluster = door.furnish(config, facade, &devices).await?;
     let banner = Banner {
         address: door.address(),
         needs_key: config.server.api_key_file.is_some(),
         title: &title,
         names: &names,
-        model: files.description(),
-        has_chat: files.chat_template().is_some(),
+        kind: &kind,
+        model_context,
+        has_chat,
         devices: &devices,
         status: &cluster.status(),
     };
@@ -120,7 +132,7 @@ async fn find_or_fetch(store: &ModelStore, name: &str) -> Result<(Vec<String>, P
         Resolved::Missing(model) => model,
     };
     terminal::say(format!("{name} is not in {} yet, fetching it once", store.folder().display()));
-    pull_with_progress(store, &Source::Catalogue(model)).await?;
+    pull_with_progress(store, &PullSource::Catalogue(model)).await?;
     match store.resolve(name)? {
         Resolved::Found { names, path } => Ok((names, path)),
         Resolved::Missing(model) => {

@@ -6,17 +6,16 @@ use std::time::Duration;
 
 use relevo_actors::clock;
 use relevo_actors::cluster::{Cluster, ClusterOptions, Limits as ClusterLimits};
-use relevo_gpu::weights::{ModelFiles, TokenizerSource};
-use relevo_wire::{Instant64, TokenId};
+use relevo_wire::Instant64;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::facade::Facade;
 use super::loading::PlannedDevice;
 use crate::cli::Failure;
 use crate::config::{Config, Server as ServerConfig};
 use crate::http::{self, ApiKeys, Backend, HttpOptions, Limits, ServeError, ServedModel, Service};
 use crate::metrics_recorder;
-use crate::text::ModelText;
 
 /// From the wish to stop to the end of the process.
 const STOP_DEADLINE: Duration = Duration::from_millis(4800);
@@ -64,28 +63,25 @@ impl Door {
     pub(super) async fn furnish(
         &mut self,
         config: &Config,
-        files: &Arc<ModelFiles>,
+        facade: Facade,
         devices: &[PlannedDevice],
-        names: Vec<String>,
     ) -> Result<Arc<Cluster>, Failure> {
-        let text = ModelText::open(files).map_err(Failure::Text)?;
-        let specs = devices.iter().map(|device| device.spec(files, devices.len() == 1)).collect();
-        let mut options = ClusterOptions::new(specs);
+        let mut options = ClusterOptions::new(devices.iter().map(PlannedDevice::spec).collect());
         options.disaggregate = config.router.disaggregate;
         options.limits = cluster_limits(config);
         options.faults = config.testing.any().then(|| config.testing.faults.clone());
         let cluster = Arc::new(Cluster::start(options).await?);
         let status = Arc::clone(&cluster);
-        let description = files.description();
+        let Facade { names, vocab_size, end_ids, start_id, text, .. } = facade;
         self.service.open(Backend {
             gateway: cluster.gateway(),
             model: ServedModel {
                 names,
                 created: seconds_since_1970(),
-                max_context: devices.first().map_or(description.max_context, |device| device.options.max_context),
-                vocab_size: u32::try_from(description.vocab_size).unwrap_or(u32::MAX),
-                end_ids: files.end_of_generation_ids().into(),
-                start_id: start_id(files),
+                max_context: devices.first().map_or(0, |device| device.max_context),
+                vocab_size,
+                end_ids,
+                start_id,
                 text,
             },
             status: Box::new(move || {
@@ -127,14 +123,6 @@ impl Door {
             }
             None => Ok(()),
         }
-    }
-}
-
-/// The token that begins a document, if the files name one.
-fn start_id(files: &ModelFiles) -> Option<TokenId> {
-    match files.tokenizer()? {
-        TokenizerSource::Gguf(vocabulary) => vocabulary.bos,
-        TokenizerSource::HuggingFace(_) => None,
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use relevo_actors::policy::routing::Disaggregate;
 use relevo_wire::Numerics;
 
 use crate::cli::{ByteSize, Failure, variant};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, DeviceKind};
 use crate::config_command;
 
 /// Arguments of `relevo up`.
@@ -16,6 +17,9 @@ pub struct UpArgs {
     /// A name out of `relevo model list`, or the path of a GGUF file or a Hugging Face folder [default: smollm2]
     #[arg(long, value_name = "NAME|PATH")]
     pub(super) model: Option<String>,
+    /// What to run it on: this machine's cores, or scripted:FILE, which serves tokens and timings by a formula without any model [default: cpu]
+    #[arg(long, value_name = "cpu|scripted:FILE", value_parser = DeviceKind::from_str)]
+    pub(super) device: Option<DeviceKind>,
     /// Where the API listens [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen_address)]
     pub(super) listen: Option<SocketAddr>,
@@ -76,12 +80,14 @@ impl UpArgs {
         config.model.max_context_tokens = max_context.or(config.model.max_context_tokens);
         config.server.api_key_file = api_key_file.or(config.server.api_key_file);
         if let Some(device) = config.devices.first_mut() {
+            set(&mut device.kind, self.device.clone());
             device.threads = threads.or(device.threads);
             device.kv_memory_mib = match kv_memory {
                 Some(size) => Some(mebibytes(size)?),
                 None => device.kv_memory_mib,
             };
         }
+        self.check_model(&config)?;
         let in_file = |source| Failure::Config { file: self.origin(), source };
         config.check().map_err(in_file)?;
         config.check_faults(self.allow_faults).map_err(in_file)?;
@@ -89,7 +95,11 @@ impl UpArgs {
     }
 
     fn check_devices(&self, config: &Config) -> Result<(), Failure> {
-        let given = [("--threads", self.threads.is_some()), ("--kv-memory", self.kv_memory.is_some())];
+        let given = [
+            ("--threads", self.threads.is_some()),
+            ("--kv-memory", self.kv_memory.is_some()),
+            ("--device", self.device.is_some()),
+        ];
         match given.into_iter().find(|(_, given)| *given) {
             Some((flag, _)) if config.devices.len() > 1 => Err(Failure::Usage(format!(
                 "{flag} is for one device, {} has {}: set it there, for each",
@@ -97,6 +107,18 @@ impl UpArgs {
                 config.devices.len()
             ))),
             _ => Ok(()),
+        }
+    }
+
+    /// A scripted device has no model: who names one means another device.
+    fn check_model(&self, config: &Config) -> Result<(), Failure> {
+        let given = [("--model", self.model.is_some()), ("--numerics", self.numerics.is_some())];
+        let is_scripted = config.devices.iter().any(|device| device.kind.is_scripted());
+        match given.into_iter().find(|(_, given)| *given && is_scripted) {
+            Some((flag, _)) => Err(Failure::Usage(format!(
+                "{flag} is for a device that computes: a scripted one has no model, its script says what it passes for"
+            ))),
+            None => Ok(()),
         }
     }
 
@@ -165,6 +187,31 @@ mod tests {
     }
 
     #[test]
+    fn a_device_is_chosen_by_flag_and_a_scripted_one_takes_no_model() {
+        let (_folder, path) = file("[[device]]\nkind = \"scripted:a.toml\"\n");
+        let kind = |words: &[&str]| settings(words).map(|config| config.devices[0].kind.clone());
+        assert_eq!(kind(&["--config", &path]), Ok(DeviceKind::Scripted(Some("a.toml".into()))));
+        assert_eq!(kind(&["--config", &path, "--device", "cpu"]), Ok(DeviceKind::Cpu));
+        assert_eq!(kind(&["--device", "scripted:b.toml"]), Ok(DeviceKind::Scripted(Some("b.toml".into()))));
+        assert_eq!(kind(&["--config", &path, "--device", "scripted"]), Ok(DeviceKind::Scripted(None)));
+        let cases: [(&[&str], &str); 6] = [
+            (&["--device", "scripted:"], "expected cpu, scripted:FILE"),
+            (&["--device", "gpu"], "expected cpu, scripted:FILE"),
+            (&["--device", "scripted", "--model", "smollm2"], "--model is for a device that computes"),
+            (&["--device", "scripted", "--numerics", "exact"], "--numerics is for a device that computes"),
+            (
+                &["--device", "scripted", "--threads", "2"],
+                "device[0].threads is 2, expected none where kind is \"scripted\"",
+            ),
+            (&["--config", &path, "--model", "x"], "--model is for a device that computes"),
+        ];
+        for (words, expected) in cases {
+            let refusal = settings(words).unwrap_err();
+            assert!(refusal.contains(expected), "{words:?}: {refusal}");
+        }
+    }
+
+    #[test]
     fn words_and_sizes_out_of_range_say_what_would_do() {
         let cases: [(&[&str], &str); 6] = [
             (&["--numerics", "fast"], "unknown variant `fast`, expected `default` or `exact`"),
@@ -183,7 +230,9 @@ mod tests {
     #[test]
     fn with_several_devices_their_flags_are_refused() {
         let (_folder, path) = file("[[device]]\nroles = [\"prefill\"]\n[[device]]\nroles = [\"decode\"]\n");
-        let refusal = settings(&["--config", &path, "--threads", "2"]).unwrap_err();
-        assert!(refusal.contains("--threads is for one device") && refusal.contains("has 2"), "{refusal}");
+        for (flag, value) in [("--threads", "2"), ("--device", "scripted")] {
+            let refusal = settings(&["--config", &path, flag, value]).unwrap_err();
+            assert!(refusal.contains(&format!("{flag} is for one device")) && refusal.contains("has 2"), "{refusal}");
+        }
     }
 }

@@ -4,6 +4,7 @@
 
 #[path = "../../../gpu/tests/default_model/mod.rs"]
 mod default_model;
+mod exchange;
 mod scrape;
 mod server;
 
@@ -15,6 +16,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 pub(crate) use default_model::default_model;
+pub use exchange::post;
 pub use scrape::Scrape;
 pub use server::Server;
 
