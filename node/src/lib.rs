@@ -1,6 +1,7 @@
 //! The modules of the `relevo` binary, as a library so that integration tests reach them.
 
 pub mod bench;
+pub mod ca_command;
 pub mod chat;
 pub mod cli;
 pub mod completions;
@@ -19,3 +20,4 @@ pub mod status_command;
 pub mod terminal;
 pub mod text;
 pub mod up;
+pub mod wall_clock;

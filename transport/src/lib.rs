@@ -10,6 +10,10 @@
 //! * a link holds a bounded number of frames; a sender waits for room, within its deadline;
 //! * blocks that do not match their checksum never reach the sink: [`PushError::Corrupt`];
 //! * the sender's bytes are let go of once the frame is answered.
+//!
+//! Between nodes nothing moves without [`identity`]: both ends of a connection show a certificate of the cluster's own authority.
+
+pub mod identity;
 
 mod frame;
 mod link;

@@ -8,6 +8,7 @@ use metrics_exporter_prometheus::BuildError;
 use relevo_actors::cluster::ClusterError;
 use relevo_actors::device::StartError;
 use relevo_gpu::model::{LoadError, TooLittleMemory};
+use relevo_transport::identity::{AuthorityError, Name};
 
 use crate::config::ConfigError;
 use crate::http::{KeyFileError, ServeError};
@@ -39,6 +40,17 @@ pub enum Failure {
         device: String,
         /// The figures.
         source: TooLittleMemory,
+    },
+    /// The certificate authority does not do as asked.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// A name that no certificate was issued for.
+    #[error("no certificate of `{name}` was issued here{}; `relevo ca list` shows them", suggestion(nearest))]
+    UnknownNode {
+        /// As given.
+        name: Name,
+        /// A name that is like it.
+        nearest: Option<String>,
     },
     /// Its tokenizer or chat template cannot be used.
     #[error(transparent)]
@@ -116,4 +128,8 @@ impl Failure {
             _ => ExitCode::FAILURE,
         }
     }
+}
+
+fn suggestion(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|name| format!(", did you mean `{name}`?")).unwrap_or_default()
 }

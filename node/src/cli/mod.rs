@@ -19,8 +19,8 @@ pub use nearest::nearest;
 use crate::config::LogFormat;
 use crate::model_store::ModelStore;
 use crate::{
-    bench, chat, completions, config_command, devices_command, environment, logging, model_command, status_command,
-    terminal, up,
+    bench, ca_command, chat, completions, config_command, devices_command, environment, logging, model_command,
+    status_command, terminal, up,
 };
 
 /// Serves large language models on one's own machines.
@@ -60,6 +60,9 @@ enum Command {
     Devices(devices_command::DevicesArgs),
     /// Show what a running server does: supervision tree, devices, queues, KV blocks
     Status(status_command::StatusArgs),
+    /// Make the cluster's certificate authority, issue, revoke and list nodes' certificates
+    #[command(subcommand)]
+    Ca(ca_command::CaCommand),
     /// Print an example of relevo.toml, or check one
     Config(config_command::ConfigArgs),
     /// Measure the engine, or a server
@@ -91,6 +94,7 @@ pub fn command_tree() -> clap::Command {
 fn run(cli: Cli) -> Result<(), Failure> {
     let common = cli.common;
     match cli.command {
+        Command::Ca(command) => return ca_command::run(command, &common),
         Command::Completions(args) => return completions::run(&args),
         Command::Config(args) => return config_command::run(&args),
         Command::Devices(args) => return devices_command::run(&args),
@@ -107,7 +111,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Chat(args) => runtime.block_on(chat::run(args, &common)),
         Command::Status(args) => runtime.block_on(interruptible(status_command::run(&args))),
         Command::Bench(command) => runtime.block_on(interruptible(bench::run(command, &common))),
-        Command::Completions(_) | Command::Config(_) | Command::Devices(_) | Command::Up(_) => Ok(()),
+        Command::Ca(_) | Command::Completions(_) | Command::Config(_) | Command::Devices(_) | Command::Up(_) => Ok(()),
     })
 }
 

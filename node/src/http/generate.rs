@@ -14,10 +14,10 @@ use super::events::{self, Header};
 use super::generation::{Generation, Origin};
 use super::guard::Caller;
 use super::listener::LastAnswer;
-use super::mint::unix_seconds;
 use super::objects::{ChatChoice, ChatCompletion, ChatMessage, Completion, CompletionChoice};
 use super::request::{Format, Planner};
 use super::{Backend, Service, answer};
+use crate::wall_clock::unix_seconds;
 
 /// A body up to this size is read where it arrives: a few hundred microseconds of parsing and tokenising. A larger one
 /// goes to a thread of its own, so that it delays nobody's tokens.

@@ -1,10 +1,11 @@
-//! Numbers that nobody can foresee, ids that never come again, and the wall clock, which answers carry.
+//! Numbers that nobody can foresee, and ids that never come again.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use relevo_wire::RequestId;
+
+use crate::wall_clock::unix_seconds;
 
 /// Mints ids and seeds.
 #[derive(Debug)]
@@ -35,10 +36,4 @@ impl Mint {
     pub(super) fn object_id(&self, prefix: &str) -> String {
         format!("{prefix}-{:016x}{:016x}", self.random(), self.random())
     }
-}
-
-/// Seconds since 1970, as `created` fields want it.
-#[expect(clippy::disallowed_methods, reason = "the node's edge: answers carry the wall time")]
-pub(super) fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
 }

@@ -8,12 +8,12 @@ use serde_json::Map;
 
 use super::ServedModel;
 use super::api_error::ApiError;
-use super::mint::unix_seconds;
 use super::request::Message;
 use crate::text::{
     ChatTemplate, ModelText, SpecialText, SpecialTokens, StopStrings, TemplateError, TemplateInput, TextStream,
     Tokenizer, TokenizerError,
 };
+use crate::wall_clock::unix_seconds;
 
 /// Text in, token ids out, and back.
 #[derive(Clone, Copy, Debug)]

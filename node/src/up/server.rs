@@ -15,7 +15,7 @@ use super::loading::PlannedDevice;
 use crate::cli::Failure;
 use crate::config::{Config, Server as ServerConfig};
 use crate::http::{self, ApiKeys, Backend, HttpOptions, Limits, ServeError, ServedModel, Service};
-use crate::metrics_recorder;
+use crate::{metrics_recorder, wall_clock};
 
 /// From the wish to stop to the end of the process.
 const STOP_DEADLINE: Duration = Duration::from_millis(4800);
@@ -77,7 +77,7 @@ impl Door {
             gateway: cluster.gateway(),
             model: ServedModel {
                 names,
-                created: seconds_since_1970(),
+                created: wall_clock::unix_seconds(),
                 max_context: devices.first().map_or(0, |device| device.max_context),
                 vocab_size,
                 end_ids,
@@ -153,12 +153,4 @@ fn cluster_limits(config: &Config) -> ClusterLimits {
         lease_term: Duration::from_millis(u64::from(config.router.lease_ms)),
         ..ClusterLimits::default()
     }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the API tells when a model was loaded in wall time; nothing is decided by it"
-)]
-fn seconds_since_1970() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -1,0 +1,62 @@
+//! A cluster to test with: an authority in a folder of its own, and nodes with folders beside it.
+
+use std::path::PathBuf;
+
+use relevo_transport::identity::{Authority, Host, Issued, Moment, Name, NodeIdentity, NodeRequest, Role};
+
+/// When everything in these tests happens: 2026-01-01.
+pub(crate) const NOW: Moment = Moment(1_767_225_600);
+/// A day, in seconds.
+pub(crate) const DAY: u64 = 86_400;
+
+pub(crate) fn days_later(days: u64) -> Moment {
+    Moment(NOW.0 + days * DAY)
+}
+
+pub(crate) struct Cluster {
+    folder: tempfile::TempDir,
+    pub(crate) authority: Authority,
+}
+
+impl Cluster {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::create(&folder.path().join("ca"), &name("test"), NOW).unwrap();
+        Self { folder, authority }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Issues for a node, into a folder of its name.
+    pub(crate) fn issue(&self, node: &str, roles: &[Role]) -> Issued {
+        self.authority.issue(&request(node, roles), &self.path(node), NOW).unwrap()
+    }
+
+    /// What a node holds that was just issued for.
+    pub(crate) fn node(&self, node: &str, roles: &[Role]) -> NodeIdentity {
+        self.issue(node, roles);
+        self.load(node)
+    }
+
+    pub(crate) fn load(&self, node: &str) -> NodeIdentity {
+        NodeIdentity::load(&self.path(node)).unwrap()
+    }
+
+    /// Revokes a node, and tells another of it.
+    pub(crate) fn revoke(&self, node: &str, told: &str) -> NodeIdentity {
+        self.authority.revoke(&name(node), NOW).unwrap();
+        std::fs::copy(self.authority.revocations_path(), self.path(told).join("revoked.crl.pem")).unwrap();
+        self.load(told)
+    }
+}
+
+pub(crate) fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+pub(crate) fn request(node: &str, roles: &[Role]) -> NodeRequest {
+    let hosts = ["127.0.0.1", "node.example.org"].map(|host| host.parse::<Host>().unwrap());
+    NodeRequest { name: name(node), roles: roles.iter().copied().collect(), hosts: hosts.to_vec() }
+}
