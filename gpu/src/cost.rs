@@ -382,7 +382,7 @@ impl KvMemory for CountedPool {
         vec![0; self.layout.layer_block_bytes()].into()
     }
 
-    fn write(&self, _: LayerIndex, _: BlockIndex, _: &[u8]) -> Result<(), ComputeError> {
+    fn write_at(&self, _: LayerIndex, _: BlockIndex, _: usize, _: &[u8]) -> Result<(), ComputeError> {
         Ok(())
     }
 }

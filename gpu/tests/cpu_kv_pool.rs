@@ -70,6 +70,28 @@ fn leased_blocks_are_written_by_one_thread_while_another_reads_final_ones() {
 }
 
 #[test]
+fn a_block_that_comes_in_pieces_is_the_one_that_was_cut() {
+    let pool = KvPool::new(LAYOUT, 3).unwrap();
+    let (layer, block) = (LayerIndex(1), BlockIndex(1));
+    let whole = pattern(1, 1);
+    for piece in [200..256, 0..1, 1..77, 77..200] {
+        pool.write_at(layer, block, piece.start, &whole[piece]).unwrap();
+    }
+    pool.write_at(layer, block, 256, &[]).unwrap();
+    assert_eq!(pool.read(layer, block), whole);
+    for (offset, num_bytes) in [(0, 257), (256, 1), (255, 2), (usize::MAX, 2)] {
+        let error = pool.write_at(layer, block, offset, &vec![9; num_bytes]).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!("the step's plan is inconsistent: {num_bytes} bytes at {offset} of a KV block of 256")
+        );
+    }
+    for (layer, block) in cells(3).filter(|cell| *cell != (1, 1)) {
+        assert!(pool.read(LayerIndex(layer), BlockIndex(block)).iter().all(|&byte| byte == 0), "{layer} {block}");
+    }
+}
+
+#[test]
 fn wrong_lengths_and_places_are_refused_with_figures() {
     let pool = KvPool::new(LAYOUT, 2).unwrap();
     let write =

@@ -1,9 +1,10 @@
-//! A link's two ends, and the carrier within a process: the receiver gets the sender's own buffers.
+//! A link's sending end, whatever carries the frames; and the carrier within a process: the receiver gets the sender's own buffers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use relevo_wire::FrameError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::frame::Frame;
@@ -13,20 +14,28 @@ use crate::frame::Frame;
 pub struct FrameSender {
     carrier: &'static str,
     frames: mpsc::Sender<Delivery>,
+    /// A frame takes its place from when it is accepted until it is answered.
+    room: Arc<Semaphore>,
 }
 
-/// The receiving end of a link.
+/// The receiving end of a link within a process.
 #[derive(Debug)]
 pub struct FrameReceiver {
-    carrier: &'static str,
     frames: mpsc::Receiver<Delivery>,
 }
 
-/// A frame that has arrived, to be answered.
+/// A frame that a link has accepted, to be answered.
 #[derive(Debug)]
 pub struct Delivery {
     frame: Frame,
-    answer: oneshot::Sender<Result<(), PushError>>,
+    answer: PendingAnswer,
+}
+
+/// Who waits for a frame's answer, and its place on the link.
+#[derive(Debug)]
+pub(crate) struct PendingAnswer {
+    sender: oneshot::Sender<Result<(), PushError>>,
+    _place: OwnedSemaphorePermit,
 }
 
 /// Why a frame was not taken.
@@ -57,9 +66,14 @@ pub enum PushError {
 
 /// A link within a process that holds at most `capacity` frames.
 pub fn in_process(capacity: usize) -> (FrameSender, FrameReceiver) {
-    const CARRIER: &str = "in-process";
-    let (sender, receiver) = mpsc::channel(capacity);
-    (FrameSender { carrier: CARRIER, frames: sender }, FrameReceiver { carrier: CARRIER, frames: receiver })
+    let (sender, frames) = link("in-process", capacity);
+    (sender, FrameReceiver { frames })
+}
+
+/// The sending end of a link that holds at most `capacity` frames, and where a carrier finds what it is to carry.
+pub(crate) fn link(carrier: &'static str, capacity: usize) -> (FrameSender, mpsc::Receiver<Delivery>) {
+    let (frames, accepted) = mpsc::channel(capacity);
+    (FrameSender { carrier, frames, room: Arc::new(Semaphore::new(capacity)) }, accepted)
 }
 
 impl FrameSender {
@@ -74,25 +88,28 @@ impl FrameSender {
     /// The receiver's answer, or that there was none.
     pub async fn push(&self, frame: Frame, deadline: Duration) -> Result<(), PushError> {
         let exchange = async {
-            let (answer, answered) = oneshot::channel();
-            self.frames.send(Delivery { frame, answer }).await.map_err(|_closed| PushError::Closed)?;
+            let place = Arc::clone(&self.room).acquire_owned().await.map_err(|_never| PushError::Closed)?;
+            let (sender, answered) = oneshot::channel();
+            let delivery = Delivery { frame, answer: PendingAnswer { sender, _place: place } };
+            self.frames.send(delivery).await.map_err(|_closed| PushError::Closed)?;
             answered.await.unwrap_or(Err(PushError::Closed))
         };
         timeout(deadline, exchange).await.unwrap_or(Err(PushError::Deadline(deadline)))
     }
 
-    /// Frames that it holds now, and at most.
+    /// Frames that it holds now, from when they were accepted until they are answered, and at most.
     pub fn depth(&self) -> (usize, usize) {
-        (self.frames.max_capacity() - self.frames.capacity(), self.frames.max_capacity())
+        let capacity = self.frames.max_capacity();
+        (capacity - self.room.available_permits(), capacity)
+    }
+
+    /// Whether the other end is gone, for good: another link is needed.
+    pub fn is_closed(&self) -> bool {
+        self.frames.is_closed()
     }
 }
 
 impl FrameReceiver {
-    /// The carrier's name, a label in the metrics.
-    pub fn carrier(&self) -> &'static str {
-        self.carrier
-    }
-
     /// The next frame; `None` when every sender is gone.
     pub async fn next(&mut self) -> Option<Delivery> {
         self.frames.recv().await
@@ -100,16 +117,33 @@ impl FrameReceiver {
 }
 
 impl Delivery {
-    /// What has arrived.
+    /// What was accepted.
     pub fn frame(&self) -> &Frame {
         &self.frame
     }
 
     /// Lets go of the sender's bytes, then answers.
     pub fn answer(self, answer: Result<(), PushError>) {
-        let Self { frame, answer: sender } = self;
+        let Self { frame, answer: pending } = self;
         drop(frame);
+        pending.send(answer);
+    }
+
+    /// Takes it apart, for a carrier that sends the frame on its way and gets the answer later.
+    pub(crate) fn into_parts(self) -> (Frame, PendingAnswer) {
+        (self.frame, self.answer)
+    }
+}
+
+impl PendingAnswer {
+    /// Whether the sender has given up waiting.
+    pub(crate) fn is_unwanted(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Answers.
+    pub(crate) fn send(self, answer: Result<(), PushError>) {
         // A sender that has given up waiting does not want to know.
-        let _ = sender.send(answer);
+        let _ = self.sender.send(answer);
     }
 }

@@ -1,133 +1,159 @@
-//! The contract that each carrier keeps; a new carrier adds itself to `each_carrier`.
+//! The contract that each carrier keeps.
 #![allow(clippy::unwrap_used, reason = "a test's helper fails as its test does")]
 
-use std::sync::{Arc, Mutex};
+mod links;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use links::{CAPACITY, CARRIERS, DEADLINE, LAYOUT, Link, Notes, blocks, frame, header, until};
 use proptest::prelude::*;
-use relevo_transport::{
-    Frame, FrameReceiver, FrameSender, FrameSink, PushError, Refusal, in_process, receive_frame, serve_frames,
-};
-use relevo_wire::{
-    ArchivedKvBlocksHeader, BlockIndex, ElementType, Epoch, FrameError, HEADER_ALIGN, KvBlocksHeader, KvLayout,
-    LayerIndex, LeaseId, PROTOCOL_VERSION, RequestId, SequenceId, checksum,
-};
+use relevo_transport::{Frame, PushError, receive_frame};
+use relevo_wire::{FrameError, HEADER_ALIGN, KvBlocksHeader, LayerIndex, MAX_HEADER_BYTES};
 use rkyv::util::AlignedVec;
 use tokio::task::JoinSet;
 
-const DEADLINE: Duration = Duration::from_secs(20);
-const CAPACITY: usize = 4;
-
-type Carrier = fn(usize) -> (FrameSender, FrameReceiver);
-
-fn each_carrier() -> Vec<Carrier> {
-    vec![in_process]
-}
-
-const LAYOUT: KvLayout =
-    KvLayout { num_layers: 2, num_kv_heads: 1, key_dim: 2, value_dim: 2, element: ElementType::F16 };
-
-fn header(layer: u32, blocks: &[Bytes]) -> KvBlocksHeader {
-    KvBlocksHeader {
-        protocol: PROTOCOL_VERSION,
-        sequence: SequenceId { request: RequestId(7), choice: 1, attempt: 2 },
-        lease: LeaseId(3),
-        epoch: Epoch(4),
-        layer: LayerIndex(layer),
-        first_block: 5,
-        blocks: (0..).map(BlockIndex).take(blocks.len()).collect(),
-        layout: LAYOUT,
-        checksums: blocks.iter().map(|block| checksum(block)).collect(),
-    }
-}
-
-fn blocks(seed: u8) -> Vec<Bytes> {
-    (0..3).map(|index| Bytes::from(vec![seed.wrapping_add(index); LAYOUT.layer_block_bytes()])).collect()
-}
-
-fn frame(layer: u32) -> Frame {
-    let blocks = blocks(u8::try_from(layer % 251).unwrap());
-    Frame::new(&header(layer, &blocks), blocks).unwrap()
-}
-
-/// Notes what it receives; layers of 100 and more have lost their lease.
-#[derive(Default)]
-struct Notes(Mutex<Vec<(u32, Vec<Bytes>)>>);
-
-impl FrameSink for Notes {
-    fn receive(&self, header: &ArchivedKvBlocksHeader, blocks: &[Bytes]) -> Result<(), Refusal> {
-        let layer = header.layer.0.to_native();
-        assert_eq!((header.layout(), header.sequence().request), (LAYOUT, RequestId(7)));
-        if layer >= 100 {
-            return Err(Refusal::LeaseGone);
-        }
-        self.0.lock().unwrap().push((layer, blocks.to_vec()));
-        Ok(())
-    }
-}
-
-fn serve(receiver: FrameReceiver) -> (Arc<Notes>, JoinSet<()>) {
-    let notes = Arc::new(Notes::default());
-    let mut tasks = JoinSet::new();
-    tasks.spawn(serve_frames(receiver, Arc::clone(&notes)));
-    (notes, tasks)
-}
-
 #[tokio::test]
 async fn frames_arrive_in_order_each_once_with_the_very_bytes() {
-    for carrier in each_carrier() {
-        let (sender, receiver) = carrier(CAPACITY);
-        let (notes, mut tasks) = serve(receiver);
+    for carrier in CARRIERS {
+        let (sender, notes, mut tasks) = Link::new(carrier).serve();
         for layer in 0..20 {
-            assert_eq!(sender.push(frame(layer), DEADLINE).await, Ok(()));
+            assert_eq!(sender.push(frame(layer), DEADLINE).await, Ok(()), "{carrier:?}");
         }
         drop(sender);
-        tasks.join_next().await.unwrap().unwrap();
+        tokio::time::timeout(DEADLINE, tasks.join_next()).await.unwrap().unwrap().unwrap();
         let expected: Vec<_> = (0..20).map(|layer| (layer, blocks(u8::try_from(layer).unwrap()))).collect();
-        assert_eq!(*notes.0.lock().unwrap(), expected);
+        assert_eq!(notes.arrived(), expected, "{carrier:?}");
     }
 }
 
 #[tokio::test]
-async fn a_damaged_block_never_reaches_the_sink() {
-    for carrier in each_carrier() {
-        let (sender, receiver) = carrier(CAPACITY);
-        let (notes, _tasks) = serve(receiver);
+async fn frames_of_many_senders_at_once_arrive_each_once() {
+    for carrier in CARRIERS {
+        let (sender, notes, _tasks) = Link::new(carrier).serve();
+        let mut pushes = JoinSet::new();
+        for layer in 0..40 {
+            let sender = sender.clone();
+            pushes.spawn(async move { sender.push(frame(layer), DEADLINE).await });
+        }
+        assert!(pushes.join_all().await.iter().all(Result::is_ok), "{carrier:?}");
+        let mut arrived = notes.arrived();
+        arrived.sort_by_key(|(layer, _)| *layer);
+        let expected: Vec<_> = (0..40).map(|layer| (layer, blocks(u8::try_from(layer).unwrap()))).collect();
+        assert_eq!(arrived, expected, "{carrier:?}");
+        assert_eq!(sender.depth(), (0, CAPACITY));
+    }
+}
+
+#[tokio::test]
+async fn a_large_frame_arrives_piece_by_piece() {
+    let layout = relevo_wire::KvLayout { num_kv_heads: 8, key_dim: 128, value_dim: 128, ..LAYOUT };
+    struct Sums(std::sync::Mutex<Vec<u32>>);
+    struct Summing(Vec<u32>, Arc<Sums>);
+    struct Sink(Arc<Sums>);
+    impl relevo_transport::FrameSink for Sink {
+        type Writer = Summing;
+        fn admit(&self, header: &relevo_wire::ArchivedKvBlocksHeader) -> Result<Summing, relevo_transport::Refusal> {
+            Ok(Summing(vec![0; header.blocks.len()], Arc::clone(&self.0)))
+        }
+    }
+    impl relevo_transport::FrameWriter for Summing {
+        fn write(&mut self, index: usize, _: usize, piece: &[u8]) -> Result<(), relevo_transport::Refusal> {
+            self.0[index] = relevo_wire::checksum_on(self.0[index], piece);
+            Ok(())
+        }
+        fn finish(self) -> Result<(), relevo_transport::Refusal> {
+            *self.1.0.lock().unwrap() = self.0;
+            Ok(())
+        }
+    }
+    let ends = links::Quic::new(relevo_transport::Patience::default());
+    let sums = Arc::new(Sums(std::sync::Mutex::default()));
+    let (mut tasks, server, sink) = (JoinSet::new(), ends.server.clone(), Arc::new(Sink(Arc::clone(&sums))));
+    let sender = ends.link(&mut tasks);
+    tasks.spawn(async move { server.serve(sink).await });
+    let bytes =
+        |block: usize| (0..layout.layer_block_bytes()).map(|at| (at * 31 + at / 256 + block * 7) as u8).collect();
+    let blocks: Vec<Bytes> = (0..96).map(bytes).map(Vec::into).collect();
+    let header = KvBlocksHeader { layout, ..header(1, &blocks) };
+    // More than a stream's window.
+    for _ in 0..4 {
+        assert_eq!(sender.push(Frame::new(&header, blocks.clone()).unwrap(), DEADLINE).await, Ok(()));
+        assert_eq!(std::mem::take(&mut *sums.0.lock().unwrap()), header.checksums);
+    }
+}
+
+#[tokio::test]
+async fn a_frame_with_a_damaged_block_does_not_arrive_until_it_is_sent_again() {
+    for carrier in CARRIERS {
+        let (sender, notes, _tasks) = Link::new(carrier).serve();
         let (header, mut damaged) = frame(1).into_parts();
         let mut bytes = damaged[2].to_vec();
         bytes[9] ^= 0x10;
         damaged[2] = Bytes::from(bytes);
         let answer = sender.push(Frame::from_parts(header, damaged), DEADLINE).await;
-        assert_eq!(answer, Err(PushError::Corrupt { index: 2 }));
-        assert!(notes.0.lock().unwrap().is_empty());
+        assert_eq!(answer, Err(PushError::Corrupt { index: 2 }), "{carrier:?}");
+        assert!(notes.arrived().is_empty());
+        assert_eq!(sender.push(frame(1), DEADLINE).await, Ok(()), "{carrier:?}");
+        assert_eq!(notes.arrived().len(), 1);
     }
 }
 
 #[tokio::test]
-async fn a_lease_that_is_gone_is_answered_so() {
-    for carrier in each_carrier() {
-        let (sender, receiver) = carrier(CAPACITY);
-        let (_notes, _tasks) = serve(receiver);
-        assert_eq!(sender.push(frame(100), DEADLINE).await, Err(PushError::LeaseGone));
-        assert_eq!(sender.push(frame(1), DEADLINE).await, Ok(()));
+async fn a_lease_that_is_gone_is_answered_so_whenever_it_went() {
+    for carrier in CARRIERS {
+        let (sender, notes, _tasks) = Link::new(carrier).serve();
+        assert_eq!(sender.push(frame(100), DEADLINE).await, Err(PushError::LeaseGone), "{carrier:?}");
+        assert_eq!(notes.num_admitted(), 0);
+        assert_eq!(sender.push(frame(50), DEADLINE).await, Err(PushError::LeaseGone), "{carrier:?}");
+        assert_eq!(notes.num_admitted(), 1);
+        assert_eq!(sender.push(frame(1), DEADLINE).await, Ok(()), "{carrier:?}");
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
+async fn a_frame_that_makes_no_sense_is_answered_so_and_the_next_one_arrives() {
+    for carrier in CARRIERS {
+        let (sender, notes, _tasks) = Link::new(carrier).serve();
+        let push = async |header: &[u8], blocks: Vec<Bytes>| {
+            let mut aligned = AlignedVec::<HEADER_ALIGN>::new();
+            aligned.extend_from_slice(header);
+            sender.push(Frame::from_parts(aligned, blocks), DEADLINE).await
+        };
+        let too_long = vec![0; MAX_HEADER_BYTES + 1];
+        let byte_len = too_long.len();
+        let expected = Err(PushError::Malformed(FrameError::HeaderTooLong { byte_len }));
+        assert_eq!(push(&too_long, blocks(1)).await, expected, "{carrier:?}");
+        assert!(matches!(push(&[7; 99], blocks(1)).await, Err(PushError::Malformed(FrameError::Malformed(_)))));
+        let (good, mut few) = frame(1).into_parts();
+        let byte_len = few[0].len() * 2;
+        few.pop();
+        let inconsistent = FrameError::Inconsistent { num_blocks: 3, num_checksums: 3, payload_bytes: byte_len };
+        assert_eq!(push(&good, few).await, Err(PushError::Malformed(inconsistent)), "{carrier:?}");
+        let other = KvBlocksHeader { protocol: 99, ..header(1, &blocks(1)) }.to_bytes().unwrap();
+        assert_eq!(push(&other, blocks(1)).await, Err(PushError::Malformed(FrameError::Protocol(99))));
+        assert_eq!(notes.num_admitted(), 0, "{carrier:?}");
+        assert_eq!(push(&good, blocks(1)).await, Ok(()), "{carrier:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_link_holds_no_more_than_its_bound_and_a_sender_waits_no_longer_than_its_deadline() {
-    for carrier in each_carrier() {
-        let (sender, receiver) = carrier(CAPACITY);
+    let deadline = Duration::from_millis(300);
+    for carrier in CARRIERS {
+        let link = Link::new(carrier);
         let mut pushes = JoinSet::new();
         for layer in 0..10 {
-            let sender = sender.clone();
-            pushes.spawn(async move { sender.push(frame(layer), DEADLINE).await });
+            let sender = link.sender.clone();
+            pushes.spawn(async move { sender.push(frame(layer), deadline).await });
         }
         let answers = pushes.join_all().await;
-        assert!(answers.iter().all(|answer| *answer == Err(PushError::Deadline(DEADLINE))));
-        assert_eq!(sender.depth(), (CAPACITY, CAPACITY));
-        drop(receiver);
-        assert_eq!(sender.push(frame(0), DEADLINE).await, Err(PushError::Closed));
+        assert!(answers.iter().all(|answer| *answer == Err(PushError::Deadline(deadline))), "{carrier:?}: {answers:?}");
+        assert_eq!(link.sender.depth(), (CAPACITY, CAPACITY), "{carrier:?}");
+        let (sender, _tasks) = link.cut();
+        assert_eq!(sender.push(frame(0), DEADLINE).await, Err(PushError::Closed), "{carrier:?}");
+        until("the link is closed", || sender.is_closed()).await;
     }
 }
 
@@ -142,15 +168,18 @@ async fn the_senders_bytes_are_let_go_of_once_the_frame_is_answered() {
             &self.bytes
         }
     }
-    for carrier in each_carrier() {
-        let (sender, receiver) = carrier(CAPACITY);
-        let (_notes, _tasks) = serve(receiver);
-        let pin = Arc::new(());
-        let block = Bytes::from_owner(Pinned { _pin: Arc::clone(&pin), bytes: vec![1; LAYOUT.layer_block_bytes()] });
-        let header = KvBlocksHeader { layer: LayerIndex(100), ..header(100, std::slice::from_ref(&block)) };
-        let frame = Frame::new(&header, vec![block]).unwrap();
-        assert_eq!(sender.push(frame, DEADLINE).await, Err(PushError::LeaseGone));
-        assert_eq!(Arc::strong_count(&pin), 1);
+    for carrier in CARRIERS {
+        let (sender, _notes, _tasks) = Link::new(carrier).serve();
+        for layer in [1, 50, 100] {
+            let pin = Arc::new(());
+            let bytes = vec![1; LAYOUT.layer_block_bytes()];
+            let block = Bytes::from_owner(Pinned { _pin: Arc::clone(&pin), bytes });
+            let header = KvBlocksHeader { layer: LayerIndex(layer), ..header(layer, std::slice::from_ref(&block)) };
+            let frame = Frame::new(&header, vec![block]).unwrap();
+            let expected = if layer < 50 { Ok(()) } else { Err(PushError::LeaseGone) };
+            assert_eq!(sender.push(frame, DEADLINE).await, expected);
+            until("the bytes are let go of", || Arc::strong_count(&pin) == 1).await;
+        }
     }
 }
 
@@ -175,13 +204,6 @@ proptest! {
         bytes.truncate(bytes.len() - cut.min(bytes.len()));
         let mut aligned = AlignedVec::<HEADER_ALIGN>::new();
         aligned.extend_from_slice(&bytes);
-        struct Accepts;
-        impl FrameSink for Accepts {
-            fn receive(&self, header: &ArchivedKvBlocksHeader, blocks: &[Bytes]) -> Result<(), Refusal> {
-                assert_eq!(header.blocks.len(), blocks.len());
-                Ok(())
-            }
-        }
-        let _ = receive_frame(&Frame::from_parts(aligned, blocks), &Accepts);
+        let _ = receive_frame(&Frame::from_parts(aligned, blocks), &Notes::default());
     }
 }

@@ -2,15 +2,19 @@
 //!
 //! It is shared between the receivers' tasks and the DecodeActor and outlives the latter, so that a restarted one can see to it that nobody
 //! writes any more before the blocks of its predecessor are freed.
+//!
+//! A frame comes in pieces, and between two of them its sender may fall silent. So a writer counts as being inside only while it copies a piece,
+//! and a lease is closed without waiting for anybody's network. Blocks hold what was written to them, damaged or half, until their whole frame is
+//! in: only then have they arrived, and from then on nobody writes to them.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use dashmap::DashMap;
 use relevo_gpu::model::KvMemory;
-use relevo_transport::{FrameSink, Refusal};
-use relevo_wire::{ArchivedKvBlocksHeader, Instant64, LayerIndex, LeaseId, SequenceId};
+use relevo_transport::{FrameSink, FrameWriter, Refusal};
+use relevo_wire::{ArchivedKvBlocksHeader, BlockIndex, Instant64, LayerIndex, LeaseId, SequenceId};
 
 use crate::clock;
 use crate::device::GrantedLease;
@@ -28,6 +32,9 @@ struct Landing {
     sequence: SequenceId,
     granted: GrantedLease,
     kv: Arc<dyn KvMemory>,
+    /// Of each layer, which frame may be written: the last that was let in. Held while a piece is copied, so that no two frames are written to one
+    /// block, where a connection was replaced and the sender has begun anew.
+    turns: Vec<Mutex<u64>>,
     arrivals: Mutex<Arrivals>,
     notify: Box<dyn Fn(LandingEvent) + Send + Sync>,
 }
@@ -64,7 +71,8 @@ impl LandingStrip {
         let arrivals = Arrivals::new(kv.layout().num_layers, granted.num_present.min(num_blocks)..num_blocks);
         let (lease, is_complete) = (granted.lease, arrivals.is_complete());
         let notify = Box::new(notify);
-        let landing = Arc::new(Landing { sequence, granted, kv, arrivals: Mutex::new(arrivals), notify });
+        let turns = (0..kv.layout().num_layers).map(|_| Mutex::default()).collect();
+        let landing = Arc::new(Landing { sequence, granted, kv, turns, arrivals: Mutex::new(arrivals), notify });
         self.leases.insert(lease, Arc::clone(&landing));
         if is_complete {
             (landing.notify)(LandingEvent::Complete(lease));
@@ -84,7 +92,7 @@ impl LandingStrip {
         }
     }
 
-    /// As [`LandingStrip::close_all`], and returns when nobody writes any more: at most a copy of one frame later.
+    /// As [`LandingStrip::close_all`], and returns when nobody writes any more: at most a copy of one piece of a frame later.
     pub async fn close_all_and_wait(&self) {
         let landings: Vec<_> = self.leases.iter().map(|entry| Arc::clone(&entry)).collect();
         self.close_all();
@@ -106,47 +114,105 @@ impl LandingStrip {
 }
 
 impl FrameSink for LandingStrip {
-    fn receive(&self, header: &ArchivedKvBlocksHeader, blocks: &[Bytes]) -> Result<(), Refusal> {
+    type Writer = LandingFrame;
+
+    fn admit(&self, header: &ArchivedKvBlocksHeader) -> Result<LandingFrame, Refusal> {
         let lease = LeaseId(header.lease.0.to_native());
-        let landing = self.find(lease).ok_or(Refusal::LeaseGone)?;
-        landing.receive(header, blocks)
+        self.find(lease).ok_or(Refusal::LeaseGone)?.admit(header)
     }
 }
 
+/// A frame that was let in, of one layer's blocks.
+pub struct LandingFrame {
+    landing: Arc<Landing>,
+    layer: u32,
+    first_block: u32,
+    num_blocks: u32,
+    turn: u64,
+}
+
 impl Landing {
-    fn receive(&self, header: &ArchivedKvBlocksHeader, blocks: &[Bytes]) -> Result<(), Refusal> {
+    fn admit(self: Arc<Self>, header: &ArchivedKvBlocksHeader) -> Result<LandingFrame, Refusal> {
         if header.epoch.0.to_native() != self.granted.epoch.0 {
             return Err(Refusal::LeaseGone);
         }
-        let first = header.first_block.to_native();
-        let num_blocks = u32::try_from(blocks.len()).map_err(|_overlong| Refusal::Mismatch)?;
-        let range = first..first.checked_add(num_blocks).ok_or(Refusal::Mismatch)?;
-        let targets = self.granted.blocks.get(range.start as usize..range.end as usize).ok_or(Refusal::Mismatch)?;
+        let (layer, first_block) = (header.layer.0.to_native(), header.first_block.to_native());
+        let num_blocks = u32::try_from(header.blocks.len()).map_err(|_overlong| Refusal::Mismatch)?;
+        let end = first_block.checked_add(num_blocks).ok_or(Refusal::Mismatch)?;
+        let targets = self.granted.blocks.get(first_block as usize..end as usize).ok_or(Refusal::Mismatch)?;
         let is_ours = header.sequence() == self.sequence
             && header.layout() == self.kv.layout()
             && header.targets().eq(targets.iter().copied());
-        if !is_ours {
-            return Err(Refusal::Mismatch);
-        }
-        let layer = header.layer.0.to_native();
-        let wanted = self.arrivals().enter(layer, range.clone()).map_err(|error| match error {
-            NotAllowed::Closed => Refusal::LeaseGone,
-            NotAllowed::OutOfRange => Refusal::Mismatch,
-        })?;
-        let mut arriving = targets.iter().zip(blocks).zip(wanted).filter(|(_, wanted)| *wanted);
-        let written =
-            arriving.try_for_each(|((&target, block), _)| self.kv.write(LayerIndex(layer), target, block)).is_ok();
-        let left = self.arrivals().leave(layer, range, written, clock::now());
+        let turn = self.turns.get(layer as usize).filter(|_| is_ours).ok_or(Refusal::Mismatch)?;
+        self.arrivals().check(layer, first_block..end).map_err(refusal)?;
+        let turn = {
+            let mut turn = lock(turn);
+            *turn += 1;
+            *turn
+        };
+        Ok(LandingFrame { landing: self, layer, first_block, num_blocks, turn })
+    }
+
+    fn target(&self, block: u32) -> Option<BlockIndex> {
+        self.granted.blocks.get(block as usize).copied()
+    }
+
+    fn leave(&self, layer: u32, blocks: Range<u32>, written: bool) {
+        let left = self.arrivals().leave(layer, blocks, written, clock::now());
         match left {
             Left::Quietly => {}
             Left::Complete => (self.notify)(LandingEvent::Complete(self.granted.lease)),
             Left::Drained => (self.notify)(LandingEvent::WritersGone(self.granted.lease)),
         }
-        if written { Ok(()) } else { Err(Refusal::Mismatch) }
     }
 
     fn arrivals(&self) -> MutexGuard<'_, Arrivals> {
-        // What a panicking writer leaves behind is still consistent: flags are set after the write.
-        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.arrivals)
     }
+}
+
+impl LandingFrame {
+    /// Lets the frame touch its layer, unless another has come after it.
+    fn my_turn(&self) -> Result<MutexGuard<'_, u64>, Refusal> {
+        let turn = self.landing.turns.get(self.layer as usize).map(lock).ok_or(Refusal::Mismatch)?;
+        if *turn == self.turn { Ok(turn) } else { Err(Refusal::LeaseGone) }
+    }
+}
+
+impl FrameWriter for LandingFrame {
+    fn write(&mut self, index: usize, offset: usize, piece: &[u8]) -> Result<(), Refusal> {
+        let index = u32::try_from(index).ok().filter(|index| *index < self.num_blocks).ok_or(Refusal::Mismatch)?;
+        let block = self.first_block + index;
+        let target = self.landing.target(block).ok_or(Refusal::Mismatch)?;
+        let _turn = self.my_turn()?;
+        let blocks = block..block + 1;
+        let wanted = self.landing.arrivals().enter(self.layer, blocks.clone()).map_err(refusal)?;
+        let written = match wanted[..] {
+            [true] => self.landing.kv.write_at(LayerIndex(self.layer), target, offset, piece),
+            // It has arrived before.
+            _ => Ok(()),
+        };
+        self.landing.leave(self.layer, blocks, false);
+        written.map_err(|_| Refusal::Mismatch)
+    }
+
+    fn finish(self) -> Result<(), Refusal> {
+        let _turn = self.my_turn()?;
+        let blocks = self.first_block..self.first_block + self.num_blocks;
+        self.landing.arrivals().enter(self.layer, blocks.clone()).map_err(refusal)?;
+        self.landing.leave(self.layer, blocks, true);
+        Ok(())
+    }
+}
+
+fn refusal(error: NotAllowed) -> Refusal {
+    match error {
+        NotAllowed::Closed => Refusal::LeaseGone,
+        NotAllowed::OutOfRange => Refusal::Mismatch,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What a panicking writer leaves behind is still consistent: flags are set after the write.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,5 +5,5 @@ mod landing;
 mod shell;
 
 pub use self::core::{DecodeCore, DecodeEffect, DecodeEvent};
-pub use landing::{LandingEvent, LandingStrip};
+pub use landing::{LandingEvent, LandingFrame, LandingStrip};
 pub(crate) use shell::{DecodeActor, DecodeArguments, DecodeMessage};

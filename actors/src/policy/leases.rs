@@ -70,11 +70,11 @@ impl Arrivals {
         self.last_arrival
     }
 
-    /// Lets a writer of these blocks in; tells which of them have not arrived before. It must [`Arrivals::leave`].
+    /// Whether a writer of these blocks would be let in.
     ///
     /// # Errors
     /// The lease is over, or the blocks are not part of it.
-    pub fn enter(&mut self, layer: u32, blocks: Range<u32>) -> Result<Vec<bool>, NotAllowed> {
+    pub fn check(&self, layer: u32, blocks: Range<u32>) -> Result<(), NotAllowed> {
         if self.closed {
             return Err(NotAllowed::Closed);
         }
@@ -82,9 +82,15 @@ impl Arrivals {
             && blocks.start >= self.expected.start
             && blocks.start <= blocks.end
             && blocks.end <= self.expected.end;
-        if !fits {
-            return Err(NotAllowed::OutOfRange);
-        }
+        if fits { Ok(()) } else { Err(NotAllowed::OutOfRange) }
+    }
+
+    /// Lets a writer of these blocks in; tells which of them have not arrived before. It must [`Arrivals::leave`].
+    ///
+    /// # Errors
+    /// As [`Arrivals::check`].
+    pub fn enter(&mut self, layer: u32, blocks: Range<u32>) -> Result<Vec<bool>, NotAllowed> {
+        self.check(layer, blocks.clone())?;
         self.num_writers += 1;
         Ok(self.flags(layer, blocks).iter().map(|arrived| !arrived).collect())
     }

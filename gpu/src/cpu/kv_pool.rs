@@ -222,10 +222,11 @@ impl KvMemory for KvPool {
         Bytes::from_owner(BlockBytes { start, byte_len, _memory: Arc::clone(&self.memory) })
     }
 
-    fn write(&self, layer: LayerIndex, block: BlockIndex, bytes: &[u8]) -> Result<(), ComputeError> {
+    fn write_at(&self, layer: LayerIndex, block: BlockIndex, offset: usize, bytes: &[u8]) -> Result<(), ComputeError> {
         let byte_len = self.layout.layer_block_bytes();
-        if bytes.len() != byte_len {
-            return Err(ComputeError::Plan(format!("{} bytes for a KV block of {byte_len}", bytes.len())));
+        if offset.checked_add(bytes.len()).is_none_or(|end| end > byte_len) {
+            let num_bytes = bytes.len();
+            return Err(ComputeError::Plan(format!("{num_bytes} bytes at {offset} of a KV block of {byte_len}")));
         }
         let start = self.block(layer, block).ok_or_else(|| {
             let (layers, blocks) = (self.layout.num_layers, self.num_blocks);
@@ -234,9 +235,9 @@ impl KvMemory for KvPool {
                 layer.0, block.0
             ))
         })?;
-        // SAFETY: `byte_len` bytes of this (layer, block), leased to the caller, so that nobody else touches them; the source cannot overlap for
-        // the same reason.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start.as_ptr(), byte_len) };
+        // SAFETY: `offset` and the end were checked against the bytes of this (layer, block), which is leased to the caller, so that nobody else
+        // touches it; the source cannot overlap for the same reason.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start.as_ptr().add(offset), bytes.len()) };
         Ok(())
     }
 }

@@ -125,18 +125,20 @@ impl KvMemory for ScriptedKv {
         self.lock(layer, block).clone()
     }
 
-    fn write(&self, layer: LayerIndex, block: BlockIndex, bytes: &[u8]) -> Result<(), ComputeError> {
+    fn write_at(&self, layer: LayerIndex, block: BlockIndex, offset: usize, bytes: &[u8]) -> Result<(), ComputeError> {
         let (num_layers, byte_len) = (self.layout.num_layers, self.layout.layer_block_bytes());
-        if layer.0 >= num_layers || block.0 as usize >= self.num_blocks || bytes.len() != byte_len {
+        let end = offset.checked_add(bytes.len()).filter(|end| *end <= byte_len);
+        let is_inside = layer.0 < num_layers && (block.0 as usize) < self.num_blocks;
+        let Some(end) = end.filter(|_| is_inside) else {
             return Err(ComputeError::Plan(format!(
-                "{} bytes for layer {} block {}, the pool has {num_layers} layers of {} blocks of {byte_len} bytes",
+                "{} bytes at {offset} for layer {} block {}, the pool has {num_layers} layers of {} blocks of {byte_len} bytes",
                 bytes.len(),
                 layer.0,
                 block.0,
                 self.num_blocks
             )));
-        }
-        self.edit(layer, block, |own| own.copy_from_slice(bytes))
+        };
+        self.edit(layer, block, |own| own[offset..end].copy_from_slice(bytes))
     }
 }
 

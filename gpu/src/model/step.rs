@@ -88,5 +88,17 @@ pub trait KvMemory: Send + Sync {
     ///
     /// # Errors
     /// The caller's fault: an index out of range, or a length that is not [`KvLayout::layer_block_bytes`].
-    fn write(&self, layer: LayerIndex, block: BlockIndex, bytes: &[u8]) -> Result<(), ComputeError>;
+    fn write(&self, layer: LayerIndex, block: BlockIndex, bytes: &[u8]) -> Result<(), ComputeError> {
+        let byte_len = self.layout().layer_block_bytes();
+        if bytes.len() != byte_len {
+            return Err(ComputeError::Plan(format!("{} bytes for a KV block of {byte_len}", bytes.len())));
+        }
+        self.write_at(layer, block, 0, bytes)
+    }
+
+    /// Replaces those of the block's bytes that begin at `offset`: for a block that comes in pieces.
+    ///
+    /// # Errors
+    /// The caller's fault: an index out of range, or bytes that go beyond the block's end.
+    fn write_at(&self, layer: LayerIndex, block: BlockIndex, offset: usize, bytes: &[u8]) -> Result<(), ComputeError>;
 }

@@ -11,7 +11,8 @@ mod time;
 pub use ids::{DeviceId, Epoch, LeaseId, MapVersion, RequestId, SequenceId, TenantId, TokenId};
 pub use kv::{BLOCK_TOKENS, BlockIndex, ElementType, KvLayout, LayerIndex, blocks_for_tokens};
 pub use message::{
-    ArchivedKvBlocksHeader, FrameError, HEADER_ALIGN, KvBlocksHeader, MAX_HEADER_BYTES, PROTOCOL_VERSION, checksum,
+    ArchivedKvBlocksHeader, FrameError, HEADER_ALIGN, KvBlocksHeader, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES,
+    PROTOCOL_VERSION, checksum, checksum_on,
 };
 pub use request::{
     FinishReason, GenerateRequest, Numerics, RequestError, SamplingParams, StreamEvent, TokenLogprobs, Usage,

@@ -15,6 +15,9 @@ pub const HEADER_ALIGN: usize = 16;
 /// Longest header that is accepted: 4096 block indices and the fixed part.
 pub const MAX_HEADER_BYTES: usize = 64 * 1024;
 
+/// Most bytes of a frame's blocks that are accepted: a layer of a chunk of 8192 rows of a model with 64 heads in f32, and as much again.
+pub const MAX_PAYLOAD_BYTES: usize = 1 << 30;
+
 /// Announces the blocks of one layer that follow it, in `blocks` order, each of `layout.layer_block_bytes()`.
 #[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct KvBlocksHeader {
@@ -43,6 +46,11 @@ pub fn checksum(block: &[u8]) -> u32 {
     crc32c::crc32c(block)
 }
 
+/// The [`checksum`] of a block that comes in pieces: of what has come so far, whose checksum is `so_far` (0 at first), and of `piece` after it.
+pub fn checksum_on(so_far: u32, piece: &[u8]) -> u32 {
+    crc32c::crc32c_append(so_far, piece)
+}
+
 /// What is wrong with a frame. The peer's fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
@@ -52,6 +60,15 @@ pub enum FrameError {
         /// As announced.
         byte_len: usize,
     },
+    /// More bytes than [`MAX_PAYLOAD_BYTES`].
+    #[error("{byte_len} bytes of blocks, at most {MAX_PAYLOAD_BYTES} are accepted")]
+    PayloadTooLong {
+        /// As announced.
+        byte_len: usize,
+    },
+    /// No frame begins here.
+    #[error("the bytes are no frame of this version")]
+    NoFrame,
     /// The bytes are no header.
     #[error("the header is malformed: {0}")]
     Malformed(String),

@@ -1,0 +1,111 @@
+//! How connections that carry KV blocks are set up, and where each figure comes from.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::congestion::CubicConfig;
+use quinn::{EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+
+/// The protocol that both ends name in the handshake; another one is refused there.
+pub const ALPN: &[u8] = b"relevo-kv/1";
+
+/// Longest silence of a peer. QUIC takes no notice of a closed port, so that this is what detects a dead one.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// A quarter of [`IDLE`]: three may be lost.
+const KEEP_ALIVE: Duration = Duration::from_millis(250);
+
+/// What a sender may be ahead of its receiver on a stream: a layer of a chunk of 512 rows of a large model, twice.
+const STREAM_WINDOW: u32 = 16 << 20;
+
+/// The same over all streams of a connection.
+const CONNECTION_WINDOW: u32 = 32 << 20;
+
+/// Streams that a peer may have open: one, and those that are closing.
+const MAX_STREAMS: u32 = 4;
+
+/// Largest UDP payload on Linux' loopback: an IPv4 packet has at most 65,535 bytes, and the device's MTU is 65,536.
+const LOOPBACK_PAYLOAD_V4: u16 = 65_507;
+const LOOPBACK_PAYLOAD_V6: u16 = 65_488;
+
+/// What loopback carries in any case.
+const LOOPBACK_PAYLOAD_LEAST: u16 = 8192;
+
+/// Largest UDP payload that is looked for on other paths: jumbo frames of 9000 bytes less the headers of IPv6 and UDP.
+const JUMBO_PAYLOAD: u16 = 8952;
+
+/// Largest UDP payload that is received: what QUIC allows.
+const MAX_PAYLOAD: u16 = 65_527;
+
+/// How long peers may keep us waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// From a frame's first byte to its last: several times what a sender waits for its answer.
+    pub frame: Duration,
+    /// From a frame's last byte, or the answer before, to its answer. A link that is silent for longer while it owes answers is closed, so that the
+    /// bytes that it pins come free.
+    pub answer: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { frame: Duration::from_secs(10), answer: Duration::from_secs(10) }
+    }
+}
+
+/// The cryptography of all connections: aws-lc, AES-128-GCM first. ChaCha20 costs twice as much where AES is in hardware, and comes last for where
+/// it is not.
+pub(super) fn crypto_provider() -> Arc<CryptoProvider> {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites = vec![
+        aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
+        aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
+        aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    ];
+    Arc::new(provider)
+}
+
+/// Of an endpoint.
+///
+/// # Errors
+/// Our bug: a payload that QUIC does not allow.
+pub(super) fn endpoint() -> Result<EndpointConfig, quinn::ConfigError> {
+    let mut config = EndpointConfig::default();
+    config.max_udp_payload_size(MAX_PAYLOAD)?;
+    Ok(config)
+}
+
+/// Of a connection with this peer.
+pub(super) fn connection(peer: IpAddr) -> Arc<TransportConfig> {
+    let mut config = TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+        .send_window(u64::from(CONNECTION_WINDOW))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(IDLE.try_into().ok());
+    if peer.is_loopback() {
+        let payload = if peer.is_ipv4() { LOOPBACK_PAYLOAD_V4 } else { LOOPBACK_PAYLOAD_V6 };
+        // Ten packets, as everywhere (RFC 9002 section 7.2); the default counts them at 1472 bytes, and no packet of ours would ever fit.
+        let mut congestion = CubicConfig::default();
+        congestion.initial_window(10 * u64::from(payload));
+        config.congestion_controller_factory(Arc::new(congestion));
+        // Losses of a socket buffer that overflowed can pass for a path that carries less. A packet of the handshake is padded to the least, and its
+        // length must fit fourteen bits.
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(payload).black_hole_cooldown(IDLE);
+        config.initial_mtu(payload).min_mtu(LOOPBACK_PAYLOAD_LEAST).mtu_discovery_config(Some(discovery));
+        // A packet fills what one call can send: there is nothing to segment.
+        config.enable_segmentation_offload(false);
+    } else {
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(JUMBO_PAYLOAD);
+        config.mtu_discovery_config(Some(discovery));
+    }
+    Arc::new(config)
+}
