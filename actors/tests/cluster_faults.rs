@@ -54,7 +54,7 @@ async fn the_death_of_any_node_of_the_tree_changes_no_stream() {
 /// Faults at each step of the protocol: the n-th message of each actor that has a part in it, the n-th step of each engine.
 fn faults_at_each_step(layout: Layout) -> Vec<Fault> {
     let mut faults = Vec::new();
-    let num_devices = if matches!(layout, Layout::TwoDevices | Layout::Crossed) { 2 } else { 1 };
+    let num_devices = if matches!(layout, Layout::TwoDevices | Layout::Crossed | Layout::OverQuic) { 2 } else { 1 };
     let roles = |device| [format!("device-{device}/prefill"), format!("device-{device}/decode")];
     let actors = (0..num_devices).flat_map(roles).chain(["router".to_owned()]);
     for actor in actors {
@@ -82,7 +82,7 @@ fn faults_at_each_step(layout: Layout) -> Vec<Fault> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fault_at_any_step_of_the_protocol_changes_no_stream_and_leaks_no_block() {
     let expected = reference(0..4).await;
-    for layout in [Layout::SameDevice, Layout::TwoDevices, Layout::Crossed] {
+    for layout in [Layout::SameDevice, Layout::TwoDevices, Layout::Crossed, Layout::OverQuic] {
         for fault in faults_at_each_step(layout) {
             let mut options = ClusterOptions { faults: Some(vec![fault.clone()]), ..options(layout) };
             options.limits.lease_term = Duration::from_millis(300);

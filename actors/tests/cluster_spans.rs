@@ -180,7 +180,8 @@ async fn no_span_stays_open_whatever_ends_a_request() {
     let mut first = 100;
     for layout in LAYOUTS {
         let cluster = start(layout).await;
-        let decode = if layout == Layout::TwoDevices { "device-1/decode" } else { "device-0/decode" };
+        let is_apart = matches!(layout, Layout::TwoDevices | Layout::OverQuic);
+        let decode = if is_apart { "device-1/decode" } else { "device-0/decode" };
         for actor in ["device-0/engine", "device-0/prefill", decode, "router", "gateway"] {
             disturb(&cluster, first..first + 6, actor).await;
             for id in first..first + 7 {

@@ -8,7 +8,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
-use program::{Server, default_model, finish, kill, path_with, relevo, script, wait_for_line};
+use program::{Scrape, Server, default_model, finish, kill, path_with, relevo, script, wait_for_line};
 use relevo::http_client::{ApiClient, EventStream};
 use relevo_actors::clock;
 use serde_json::{Value, json};
@@ -163,6 +163,7 @@ fn prefill_and_decode_on_two_devices_give_the_same_answer_as_on_one() {
     drop(one);
     let two = Server::with_config(&path, &[]);
     assert_eq!(chat(&two.url, question), expected);
+    assert!(handed_over(&two.url, "in-process").unwrap() > 0);
     let status = finish(&mut relevo(["status", "--url", &two.url, "--json"])).stdout;
     let status: Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["nodes"][0]["devices"].as_array().unwrap().len(), 2);
@@ -170,6 +171,18 @@ fn prefill_and_decode_on_two_devices_give_the_same_answer_as_on_one() {
         [0, 1].iter().map(|&index| status["nodes"][0]["devices"][index]["steps"].as_u64().unwrap()).collect();
     assert!(steps[0] >= 1 && steps[1] > steps[0], "prefill and decode did {steps:?} steps");
     assert_eq!(two.stop("TERM").status.code(), Some(0));
+
+    let connected = Server::with_config(&path, &["--carrier", "quic"]);
+    assert_eq!(chat(&connected.url, question), expected);
+    assert!(handed_over(&connected.url, "quic").unwrap() > 0);
+    assert_eq!(handed_over(&connected.url, "in-process"), None);
+    let end = connected.stop("TERM");
+    assert_eq!((end.status.code(), end.stderr.as_str()), (Some(0), "SIGTERM: stopping; once more stops at once\n"));
+}
+
+/// KV bytes that went by this carrier.
+fn handed_over(url: &str, carrier: &str) -> Option<u64> {
+    Scrape::of(url).sum("relevo_kv_bytes_handed_over_total", &format!("carrier=\"{carrier}\""))
 }
 
 #[test]

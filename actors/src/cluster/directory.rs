@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use relevo_wire::{DeviceId, MapVersion};
 
+use super::links::{Links, LinksError};
 use super::options::{ClusterOptions, Limits};
 use super::slot::Slot;
 use super::tree::SupervisionTree;
@@ -24,6 +25,7 @@ pub(crate) struct Directory {
     pub(crate) router: Slot<RouterMessage>,
     pub(crate) gateway: Slot<GatewayMessage>,
     pub(crate) devices: BTreeMap<DeviceId, Arc<DevicePort>>,
+    pub(crate) links: Links,
     pub(crate) keeper: Keeper,
     pub(crate) traces: Traces,
     pub(crate) tree: SupervisionTree,
@@ -38,15 +40,17 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    pub(super) fn new(options: &ClusterOptions) -> Self {
+    pub(super) fn new(options: &ClusterOptions) -> Result<Self, LinksError> {
         let devices = (0u32..).map(DeviceId).zip(&options.devices);
+        let links = Links::new(options.carrier, devices.clone().map(|(id, _)| id))?;
         let port = |id, spec: &super::DeviceSpec| Arc::new(DevicePort::new(id, spec.name.clone(), spec.roles.clone()));
-        Self {
+        Ok(Self {
             node: options.node.clone(),
             coordinator: Slot::default(),
             router: Slot::default(),
             gateway: Slot::default(),
             devices: devices.map(|(id, spec)| (id, port(id, spec))).collect(),
+            links,
             keeper: Keeper::new(options.max_live()),
             traces: Traces::default(),
             tree: SupervisionTree::default(),
@@ -56,7 +60,7 @@ impl Directory {
             disaggregate: options.disaggregate,
             router_waiting: AtomicUsize::new(0),
             map: RwLock::default(),
-        }
+        })
     }
 
     /// The device, if there is one of that id.

@@ -1,6 +1,7 @@
 //! A cluster in this process: started with its devices, handed out as a gateway, asked for its status, drained at the end.
 
 mod directory;
+mod links;
 mod options;
 mod queues;
 mod root;
@@ -17,7 +18,8 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 
 pub(crate) use directory::Directory;
-pub use options::{ClusterOptions, DeviceSpec, Limits, ModelFactory, TuneLimits};
+pub use links::LinksError;
+pub use options::{Carrier, ClusterOptions, DeviceSpec, Limits, ModelFactory, TuneLimits};
 pub(crate) use queues::{Fill, fill_of, fill_of_weak};
 pub(crate) use slot::Slot;
 pub(crate) use ticker::Ticker;
@@ -67,6 +69,9 @@ pub enum ClusterError {
     /// A device does not start.
     #[error("the cluster does not start: {0}")]
     Start(String),
+    /// Nothing to carry KV blocks from one device to another.
+    #[error("there are no links between the devices")]
+    Links(#[from] LinksError),
     /// Fault switches without leave.
     #[error("fault switches are not allowed here")]
     FaultsForbidden,
@@ -88,7 +93,7 @@ impl Cluster {
                 return Err(ClusterError::RoleMissing(name));
             }
         }
-        let directory = Arc::new(Directory::new(&options));
+        let directory = Arc::new(Directory::new(&options)?);
         let (gateway, submissions) = gateway_channel(SUBMISSION_CAPACITY);
         let (tokens, token_receiver) = mpsc::channel(TOKEN_CAPACITY);
         let queues = Queues::new(Arc::clone(&directory), &gateway, &tokens);

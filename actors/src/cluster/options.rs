@@ -18,6 +18,16 @@ pub type ModelFactory = Arc<dyn Fn() -> Result<Box<dyn StepModel>, ComputeError>
 /// Adjusts the limits that were derived from the model.
 pub type TuneLimits = Arc<dyn Fn(CoreLimits) -> CoreLimits + Send + Sync>;
 
+/// What carries KV blocks from one device of a process to another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Carrier {
+    /// The buffers change hands.
+    #[default]
+    InProcess,
+    /// Connections over loopback with mutual TLS, as between hosts.
+    Quic,
+}
+
 /// A cluster, or this process's part of one.
 pub struct ClusterOptions {
     /// The process's name, in status.
@@ -26,6 +36,8 @@ pub struct ClusterOptions {
     pub devices: Vec<DeviceSpec>,
     /// Whether prefill and decode of a request may be on two devices.
     pub disaggregate: Disaggregate,
+    /// What carries KV blocks from one device to another.
+    pub carrier: Carrier,
     /// Bounds.
     pub limits: Limits,
     /// Fault switches: `None` forbids them, an empty list allows [`super::Cluster::inject`].
@@ -96,6 +108,7 @@ impl ClusterOptions {
             node: "relevo".into(),
             devices,
             disaggregate: Disaggregate::default(),
+            carrier: Carrier::default(),
             limits: Limits::default(),
             faults: None,
         }

@@ -9,6 +9,7 @@ use relevo_wire::DeviceId;
 use tokio::sync::{mpsc, watch};
 
 use super::directory::Directory;
+use super::links::Links;
 use crate::device::{DevicePort, TokenBatch};
 use crate::gateway::{Gateway, Submission};
 use crate::status::QueueStatus;
@@ -60,7 +61,7 @@ impl Queues {
     }
 
     fn look(&self) -> Vec<Queue> {
-        let Directory { keeper, router_waiting, limits, devices, .. } = &*self.directory;
+        let Directory { keeper, router_waiting, limits, devices, links, .. } = &*self.directory;
         let one = |name, fill| Queue { name, device: None, to: None, fill };
         let mut queues = vec![
             one("submissions", fill_of_weak(&self.submissions)),
@@ -69,18 +70,18 @@ impl Queues {
             one("router", (router_waiting.load(Ordering::Relaxed), limits.max_waiting)),
             one("tokens", fill_of_weak(&self.tokens)),
         ];
-        queues.extend(devices.values().flat_map(|port| of_device(port)));
+        queues.extend(devices.values().flat_map(|port| of_device(port, links)));
         queues
     }
 }
 
-fn of_device(port: &DevicePort) -> Vec<Queue> {
+fn of_device(port: &DevicePort, links: &Links) -> Vec<Queue> {
     let engine = port.engine().clone();
     let one = |name, fill| Queue { name, device: Some(port.id), to: None, fill };
     let mut queues = vec![
         one("engine_commands", engine.as_ref().map_or((0, 0), |engine| fill_of(&engine.commands))),
         one("engine_events", engine.as_ref().map_or((0, 0), |engine| fill_of_weak(&engine.events))),
-        one("inbound_frames", port.inbound().map_or((0, 0), |link| link.depth())),
+        one("inbound_frames", links.fill(port.id)),
     ];
     let pushes = port.routes.queues().into_iter();
     queues.extend(pushes.map(|(to, fill)| Queue { to: Some(to), ..one("push_jobs", fill) }));

@@ -90,5 +90,6 @@ impl Runner {
                 drop(bury(remains).await);
             }
         }
+        self.arguments.directory.links.close().await;
     }
 }

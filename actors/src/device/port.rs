@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 
 use relevo_gpu::model::KvMemory;
-use relevo_transport::FrameSender;
 use relevo_wire::{DeviceId, Epoch, SequenceId};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -30,7 +29,6 @@ pub(crate) struct DevicePort {
     pub(crate) routes: PushRoutes,
     epoch: AtomicU64,
     engine: RwLock<Option<EngineLink>>,
-    inbound: RwLock<Option<FrameSender>>,
     remains: Mutex<Option<Remains>>,
     past: Mutex<PastEpochs>,
 }
@@ -75,7 +73,6 @@ impl DevicePort {
             routes: PushRoutes::default(),
             epoch: AtomicU64::new(0),
             engine: RwLock::new(None),
-            inbound: RwLock::new(None),
             remains: Mutex::new(None),
             past: Mutex::new(PastEpochs::default()),
         }
@@ -169,15 +166,6 @@ impl DevicePort {
         stats.prefix_hit_tokens += past.prefix_hit_tokens;
         stats.prefix_query_tokens += past.prefix_query_tokens;
         stats
-    }
-
-    /// The way in for blocks.
-    pub(crate) fn inbound(&self) -> Option<FrameSender> {
-        self.inbound.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(crate) fn set_inbound(&self, link: FrameSender) {
-        *self.inbound.write().unwrap_or_else(PoisonError::into_inner) = Some(link);
     }
 
     fn remains(&self) -> MutexGuard<'_, Option<Remains>> {

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
 use relevo_gpu::model::StepModel;
-use relevo_transport::{in_process, serve_frames};
 use relevo_wire::{Epoch, SequenceId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -34,9 +33,6 @@ const EVENT_CAPACITY: usize = 256;
 
 /// Orders for each live stream: one to begin, one to end, the same again for a lease, and room for repeats.
 const COMMANDS_PER_STREAM: usize = 8;
-
-/// Frames that a device's way in holds: a frame is a layer of a chunk.
-const INBOUND_CAPACITY: usize = 32;
 
 /// How often a device says that it lives.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
@@ -88,9 +84,7 @@ impl Actor for DeviceSupervisor {
         let SupervisorArguments { directory, port, .. } = &arguments;
         port.supervisor.set(myself.clone());
         let mut tasks = JoinSet::new();
-        let (link, receiver) = in_process(INBOUND_CAPACITY);
-        port.set_inbound(link);
-        tasks.spawn(serve_frames(receiver, Arc::clone(&port.landing)));
+        directory.links.serve(port.id, Arc::clone(&port.landing), &mut tasks);
         let history = RestartHistory::new(directory.limits.restarts);
         let watch = ProgressWatch::new(directory.limits.hang_after, HEARTBEAT, clock::now());
         let ticker = Ticker::start(myself.clone(), HEARTBEAT, || SupervisorMessage::Heartbeat);

@@ -97,7 +97,7 @@ impl PushRoutes {
 
 /// What a pusher needs.
 pub(crate) struct Pusher {
-    /// The way in of the decode device: asked for each frame, since a restarted device has a new one.
+    /// The link to the decode device: asked for each frame, since one that was closed is replaced.
     pub(crate) link: Box<dyn Fn() -> Option<FrameSender> + Send + Sync>,
     pub(crate) layout: KvLayout,
     pub(crate) faults: Arc<FaultSwitches>,

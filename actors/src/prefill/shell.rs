@@ -152,12 +152,13 @@ impl PrefillState {
         if let Some(jobs) = self.pushers.get(&decode).filter(|jobs| !jobs.is_closed()) {
             return Some(jobs.clone());
         }
-        let destination = Arc::clone(self.directory.device(decode)?);
+        self.directory.device(decode)?;
         let layout = self.port.kv_memory()?.layout();
         let (jobs, receiver) = mpsc::channel(PUSH_CAPACITY);
-        let directory = Arc::clone(&self.directory);
+        let (links, directory) = (Arc::clone(&self.directory), Arc::clone(&self.directory));
+        let from = self.port.id;
         let pusher = Pusher {
-            link: Box::new(move || destination.inbound()),
+            link: Box::new(move || links.links.sender(from, decode)),
             layout,
             faults: Arc::clone(&self.directory.faults),
             // It may have left this actor's hands by now: only the gateway knows whether it is still wanted.

@@ -109,13 +109,17 @@ fn steps_one_by_one(questions: &[GenerateRequest], step_rows: usize) -> u64 {
 
 /// Waits until the carrier of the layout, and no other, has handed over so many bytes: it counts a frame after its answer.
 async fn assert_handed_over(cluster: &Cluster, since: &Since, layout: Layout, expected: u64) {
-    let (used, unused) = match layout {
-        Layout::Combined | Layout::SameDevice => ("same-pool", "in-process"),
-        Layout::TwoDevices | Layout::Crossed => ("in-process", "same-pool"),
+    let used = match layout {
+        Layout::Combined | Layout::SameDevice => "same-pool",
+        Layout::TwoDevices | Layout::Crossed => "in-process",
+        Layout::OverQuic => "quic",
     };
     let what = format!("{layout:?}: {expected} bytes are handed over by {used}");
     until(&what, &|| since.handed_over(used) >= expected, cluster).await;
-    assert_eq!((since.handed_over(used), since.handed_over(unused)), (expected, 0), "{layout:?}");
+    for carrier in ["same-pool", "in-process", "quic"] {
+        let expected = if carrier == used { expected } else { 0 };
+        assert_eq!(since.handed_over(carrier), expected, "{layout:?}: bytes by {carrier}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -152,7 +156,7 @@ async fn no_part_of_a_model_or_of_a_request_shows_how_it_was_served() {
             let mut questions = subject.questions(&[15, 200]);
             questions.iter_mut().skip(1).step_by(2).for_each(|question| question.prompt_logprobs = Some(1));
             let expected = reference(&subject, &questions).await;
-            for (layout, (num_threads, step_rows)) in [(Layout::SameDevice, SIZES[3]), (Layout::TwoDevices, SIZES[2])] {
+            for (layout, (num_threads, step_rows)) in [(Layout::SameDevice, SIZES[3]), (Layout::OverQuic, SIZES[2])] {
                 let manner = Manner { layout, num_threads, step_rows, ..plain() };
                 let cluster = start(&subject, manner).await;
                 assert_same(&ask(&cluster, &questions).await, &expected, (name, numerics, manner));
@@ -198,7 +202,7 @@ async fn check_cached_prefixes(subject: &Subject, manner: Manner, lengths: &[usi
     let num_new: usize = questions.iter().map(|question| is_new(question.prompt.len())).sum();
     let moved = match manner.layout {
         Layout::Combined | Layout::SameDevice => subject.prompt_bytes(&questions),
-        Layout::TwoDevices | Layout::Crossed => subject.kv_bytes(num_new),
+        Layout::TwoDevices | Layout::Crossed | Layout::OverQuic => subject.kv_bytes(num_new),
     };
     assert_handed_over(&cluster, &since, manner.layout, moved).await;
     cluster.shutdown(SHUTDOWN).await;
@@ -208,7 +212,7 @@ async fn check_cached_prefixes(subject: &Subject, manner: Manner, lengths: &[usi
 async fn cached_prefixes_do_not_show() {
     let _turn = turn().await;
     let subject = Subject::tiny("llama", Numerics::Default);
-    for layout in [Layout::Combined, Layout::SameDevice, Layout::TwoDevices] {
+    for layout in [Layout::Combined, Layout::SameDevice, Layout::TwoDevices, Layout::OverQuic] {
         for (num_threads, step_rows) in SIZES {
             let manner = Manner { layout, num_threads, step_rows, prefix_cache: true, ..plain() };
             check_cached_prefixes(&subject, manner, &LENGTHS).await;
@@ -247,7 +251,7 @@ struct Death {
     num_free: usize,
 }
 
-const DEATHS: [Death; 8] = [
+const DEATHS: [Death; 10] = [
     Death { layout: Layout::Combined, victim: "device-0/engine", gated: "cpu0", num_free: 2 },
     Death { layout: Layout::SameDevice, victim: "device-0/engine", gated: "cpu0", num_free: 20 },
     Death { layout: Layout::SameDevice, victim: "device-0/prefill", gated: "cpu0", num_free: 2 },
@@ -256,6 +260,8 @@ const DEATHS: [Death; 8] = [
     Death { layout: Layout::TwoDevices, victim: "device-0/prefill", gated: "cpu0", num_free: 2 },
     Death { layout: Layout::TwoDevices, victim: "device-1/engine", gated: "cpu1", num_free: 8 },
     Death { layout: Layout::TwoDevices, victim: "device-1/decode", gated: "cpu1", num_free: 8 },
+    Death { layout: Layout::OverQuic, victim: "device-0/prefill", gated: "cpu0", num_free: 2 },
+    Death { layout: Layout::OverQuic, victim: "device-1/engine", gated: "cpu1", num_free: 8 },
 ];
 
 async fn check_death(
@@ -321,6 +327,8 @@ async fn the_default_model_answers_the_same_however_it_is_served() {
     check_cached_prefixes(&subject, Manner { prefix_cache: true, ..apart }, &[17, 70]).await;
     let dies = Death { layout: apart.layout, victim: "device-1/engine", gated: "cpu1", num_free: 2 };
     check_death(&subject, Manner { num_threads: 2, ..apart }, dies, &questions, &expected).await;
+    let connected = Manner { layout: Layout::OverQuic, prefix_cache: true, ..apart };
+    check_cached_prefixes(&subject, connected, &[17, 70]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

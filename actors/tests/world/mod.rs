@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use relevo_actors::cluster::{Cluster, ClusterOptions, DeviceSpec, Limits};
+use relevo_actors::cluster::{Carrier, Cluster, ClusterOptions, DeviceSpec, Limits};
 use relevo_actors::device::DeviceRole;
 use relevo_actors::faults::Fault;
 use relevo_actors::gateway::SequenceStream;
@@ -36,9 +36,12 @@ pub enum Layout {
     TwoDevices,
     /// Two devices that do both, always apart.
     Crossed,
+    /// As [`Layout::TwoDevices`], with connections between them.
+    OverQuic,
 }
 
-pub const LAYOUTS: [Layout; 4] = [Layout::Combined, Layout::SameDevice, Layout::TwoDevices, Layout::Crossed];
+pub const LAYOUTS: [Layout; 5] =
+    [Layout::Combined, Layout::SameDevice, Layout::TwoDevices, Layout::Crossed, Layout::OverQuic];
 
 pub fn options(layout: Layout) -> ClusterOptions {
     let shape = ScriptedOptions { num_layers: 3, num_blocks: 512, ..ScriptedOptions::default() };
@@ -55,12 +58,16 @@ pub fn options_with(layout: Layout, device: impl Fn(&str, &[DeviceRole]) -> Devi
     let (devices, disaggregate) = match layout {
         Layout::Combined => (vec![device("cpu0", BOTH)], Disaggregate::Never),
         Layout::SameDevice => (vec![device("cpu0", BOTH)], Disaggregate::Always),
-        Layout::TwoDevices => (vec![device("cpu0", PREFILL), device("cpu1", DECODE)], Disaggregate::Always),
+        Layout::TwoDevices | Layout::OverQuic => {
+            (vec![device("cpu0", PREFILL), device("cpu1", DECODE)], Disaggregate::Always)
+        }
         Layout::Crossed => (vec![device("cpu0", BOTH), device("cpu1", BOTH)], Disaggregate::Always),
     };
     let restarts = RestartIntensity { max_restarts: 20, period: Duration::from_secs(10) };
+    let carrier = if layout == Layout::OverQuic { Carrier::Quic } else { Carrier::InProcess };
     ClusterOptions {
         disaggregate,
+        carrier,
         limits: Limits { restarts, ..Limits::default() },
         faults: Some(Vec::new()),
         ..ClusterOptions::new(devices)

@@ -10,7 +10,7 @@ use toml::Value;
 
 use super::Config;
 use super::section::{Key, Section};
-use super::sections::{Device, Log, Model, Router, Server, Testing};
+use super::sections::{CarrierChoice, Device, Log, Model, Router, Server, Testing, Transport};
 
 /// What is wrong with a configuration. The user's fault.
 #[derive(Debug, thiserror::Error)]
@@ -89,10 +89,11 @@ pub(super) fn syntax(text: &str, error: &toml::de::Error) -> ConfigError {
 }
 
 /// Sections by name, in the file's order.
-pub(super) const SECTIONS: [(&str, &[Key]); 6] = [
+pub(super) const SECTIONS: [(&str, &[Key]); 7] = [
     ("server", Server::KEYS),
     ("model", Model::KEYS),
     ("router", Router::KEYS),
+    ("transport", Transport::KEYS),
     ("device", Device::KEYS),
     ("log", Log::KEYS),
     ("testing", Testing::KEYS),
@@ -141,6 +142,7 @@ impl Config {
         self.server.check()?;
         self.model.check()?;
         self.router.check()?;
+        self.transport.check()?;
         if self.devices.is_empty() {
             return Err(out_of_range("device", "empty", "at least one"));
         }
@@ -199,6 +201,16 @@ impl Router {
         within("router.max_waiting_requests", self.max_waiting_requests, 1..=65_536)?;
         within("router.max_running_requests", self.max_running_requests, 1..=4096)?;
         within("router.lease_ms", self.lease_ms, 10..=600_000)
+    }
+}
+
+impl Transport {
+    fn check(&self) -> Result<(), ConfigError> {
+        let expected = "\"auto\", \"in-process\" or \"quic\": shared memory does not exist yet";
+        match self.carrier {
+            CarrierChoice::Shm => Err(out_of_range("transport.carrier", "\"shm\"", expected)),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 pub use example::example;
 pub use load::{ConfigError, load, parse};
 pub use script::{Answer, Script, TokenRule, load_script, parse_script};
-pub use sections::{Device, DeviceKind, Log, LogFormat, Model, Router, Server, Testing, UnknownKind};
+pub use sections::{
+    CarrierChoice, Device, DeviceKind, Log, LogFormat, Model, Router, Server, Testing, Transport, UnknownKind,
+};
 
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,6 +30,8 @@ pub struct Config {
     pub model: Model,
     /// `[router]`
     pub router: Router,
+    /// `[transport]`
+    pub transport: Transport,
     /// `[[device]]`, once for each.
     #[serde(rename = "device")]
     pub devices: Vec<Device>,
@@ -43,6 +47,7 @@ impl Default for Config {
             server: Server::default(),
             model: Model::default(),
             router: Router::default(),
+            transport: Transport::default(),
             devices: vec![Device::default()],
             log: Log::default(),
             testing: Testing::default(),

@@ -71,6 +71,14 @@ section! {
 }
 
 section! {
+    /// How KV blocks travel from one device to another.
+    Transport {
+        /// "auto" (the cheapest that reaches), "in-process" (buffers change hands) or "quic" (connections with mutual TLS).
+        carrier: CarrierChoice = CarrierChoice::Auto;
+    }
+}
+
+section! {
     /// A device: an engine with its threads and its KV memory. Give several to split a machine; the default is one for all of it.
     Device {
         /// What kind: "cpu", or "scripted:FILE" (tokens and timings by a formula, no model: docs/scripted-device.md). All are of one kind.
@@ -104,6 +112,21 @@ section! {
         /// What goes wrong, and when.
         faults: Vec<Fault> = Vec::new(), example "[{ kind = \"panic-engine\", device = \"cpu0\", step = 100 }]";
     }
+}
+
+/// What carries KV blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CarrierChoice {
+    /// The cheapest that reaches: within a process its memory.
+    #[default]
+    Auto,
+    /// Buffers change hands.
+    InProcess,
+    /// Connections with mutual TLS.
+    Quic,
+    /// Memory that processes of a host share: known by name, so that it is refused in words.
+    Shm,
 }
 
 /// A kind of device.

@@ -84,6 +84,10 @@ fn a_value_out_of_range_names_key_value_and_range() {
         ("[[device]]\nroles = []", "device[0].roles is empty, expected \"prefill\", \"decode\" or both"),
         ("[[device]]\nroles = [\"decode\"]", "device.roles is without \"prefill\", expected it on at least one device"),
         ("device = []", "device is empty, expected at least one"),
+        (
+            "[transport]\ncarrier = \"shm\"",
+            "transport.carrier is \"shm\", expected \"auto\", \"in-process\" or \"quic\": shared memory does not exist yet",
+        ),
         ("[router]\nlease_ms = 1", "router.lease_ms is 1, expected 10 to 600000"),
     ];
     for (text, expected) in cases {

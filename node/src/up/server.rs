@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relevo_actors::clock;
-use relevo_actors::cluster::{Cluster, ClusterOptions, Limits as ClusterLimits};
+use relevo_actors::cluster::{Carrier, Cluster, ClusterOptions, Limits as ClusterLimits};
 use relevo_wire::Instant64;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::facade::Facade;
 use super::loading::PlannedDevice;
 use crate::cli::Failure;
-use crate::config::{Config, Server as ServerConfig};
+use crate::config::{CarrierChoice, Config, Server as ServerConfig};
 use crate::http::{self, ApiKeys, Backend, HttpOptions, Limits, ServeError, ServedModel, Service};
 use crate::{metrics_recorder, wall_clock};
 
@@ -68,6 +68,7 @@ impl Door {
     ) -> Result<Arc<Cluster>, Failure> {
         let mut options = ClusterOptions::new(devices.iter().map(PlannedDevice::spec).collect());
         options.disaggregate = config.router.disaggregate;
+        options.carrier = carrier(config.transport.carrier);
         options.limits = cluster_limits(config);
         options.faults = config.testing.any().then(|| config.testing.faults.clone());
         let cluster = Arc::new(Cluster::start(options).await?);
@@ -143,6 +144,14 @@ fn limits(server: &ServerConfig) -> Limits {
         request_timeout: milliseconds(server.request_timeout_ms),
         drain_timeout: milliseconds(server.drain_timeout_ms),
         ..Limits::default()
+    }
+}
+
+/// All devices are in this process; what does not exist yet has been refused with the configuration.
+fn carrier(choice: CarrierChoice) -> Carrier {
+    match choice {
+        CarrierChoice::Quic => Carrier::Quic,
+        CarrierChoice::Auto | CarrierChoice::InProcess | CarrierChoice::Shm => Carrier::InProcess,
     }
 }
 

@@ -8,7 +8,7 @@ use relevo_actors::policy::routing::Disaggregate;
 use relevo_wire::Numerics;
 
 use crate::cli::{ByteSize, Failure, variant};
-use crate::config::{Config, ConfigError, DeviceKind};
+use crate::config::{CarrierChoice, Config, ConfigError, DeviceKind};
 use crate::config_command;
 
 /// Arguments of `relevo up`.
@@ -38,6 +38,9 @@ pub struct UpArgs {
     /// Whether prefill and decode of a request may be on two devices
     #[arg(long, value_name = "auto|always|never", value_parser = variant::<Disaggregate>)]
     pub(super) disaggregate: Option<Disaggregate>,
+    /// What carries KV blocks from one device to another (shm: not yet) [default: auto]
+    #[arg(long, value_name = "auto|in-process|quic|shm", value_parser = variant::<CarrierChoice>)]
+    pub(super) carrier: Option<CarrierChoice>,
     /// A file with one API key a line; needed to listen on other addresses than loopback
     #[arg(long, value_name = "FILE")]
     pub(super) api_key_file: Option<PathBuf>,
@@ -71,12 +74,23 @@ impl UpArgs {
             None => Config::default(),
         };
         self.check_devices(&config)?;
-        let UpArgs { model, listen, threads, kv_memory, max_context, numerics, disaggregate, api_key_file, .. } =
-            self.clone();
+        let UpArgs {
+            model,
+            listen,
+            threads,
+            kv_memory,
+            max_context,
+            numerics,
+            disaggregate,
+            carrier,
+            api_key_file,
+            ..
+        } = self.clone();
         set(&mut config.model.name, model);
         set(&mut config.server.listen, listen);
         set(&mut config.model.numerics, numerics);
         set(&mut config.router.disaggregate, disaggregate);
+        set(&mut config.transport.carrier, carrier);
         config.model.max_context_tokens = max_context.or(config.model.max_context_tokens);
         config.server.api_key_file = api_key_file.or(config.server.api_key_file);
         if let Some(device) = config.devices.first_mut() {
@@ -213,7 +227,9 @@ mod tests {
 
     #[test]
     fn words_and_sizes_out_of_range_say_what_would_do() {
-        let cases: [(&[&str], &str); 6] = [
+        let cases: [(&[&str], &str); 8] = [
+            (&["--carrier", "tcp"], "unknown variant `tcp`, expected one of `auto`, `in-process`, `quic`"),
+            (&["--carrier", "shm"], "transport.carrier is \"shm\", expected \"auto\", \"in-process\" or \"quic\""),
             (&["--numerics", "fast"], "unknown variant `fast`, expected `default` or `exact`"),
             (&["--disaggregate", "yes"], "expected one of `auto`, `always`, `never`"),
             (&["--listen", "8080"], "expected ADDRESS:PORT such as 127.0.0.1:8080"),

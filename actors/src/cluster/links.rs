@@ -1,0 +1,133 @@
+//! The links between the devices of this process: who sends KV blocks to whom, over what.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dashmap::DashMap;
+use relevo_transport::{
+    EphemeralAuthority, EphemeralError, FrameSender, FrameSink, Patience, QuicEndpoint, QuicError, in_process,
+    serve_frames,
+};
+use relevo_wire::DeviceId;
+use tokio::task::JoinSet;
+
+use super::options::Carrier;
+use super::queues::Fill;
+
+/// Frames that a link holds: a frame is a layer of a chunk.
+const LINK_CAPACITY: usize = 32;
+
+/// The links of a process.
+pub(crate) enum Links {
+    /// Buffers change hands. All senders of a device share its one link.
+    InProcess(DashMap<DeviceId, FrameSender>),
+    /// A connection for each pair.
+    Quic(QuicLinks),
+}
+
+/// Each device with a port on loopback and a certificate of its own, by an authority that nobody else has.
+pub(crate) struct QuicLinks {
+    endpoints: BTreeMap<DeviceId, QuicEndpoint>,
+    /// By sender and receiver.
+    senders: DashMap<(DeviceId, DeviceId), FrameSender>,
+    /// What carries their frames.
+    carried: Mutex<JoinSet<()>>,
+}
+
+/// Why there are no links.
+#[derive(Debug, thiserror::Error)]
+pub enum LinksError {
+    /// Our bug.
+    #[error("a device gets no certificate")]
+    Certificate(#[from] EphemeralError),
+    /// The machine's fault.
+    #[error("a device gets no port")]
+    Endpoint(#[from] QuicError),
+}
+
+impl Links {
+    /// Makes ready what the carrier needs.
+    pub(super) fn new(carrier: Carrier, devices: impl Iterator<Item = DeviceId>) -> Result<Self, LinksError> {
+        match carrier {
+            Carrier::InProcess => Ok(Self::InProcess(DashMap::new())),
+            Carrier::Quic => Ok(Self::Quic(QuicLinks::new(devices)?)),
+        }
+    }
+
+    /// Lets frames in to `device`; `tasks` own what receives them. Links to whoever received them before are closed with it.
+    pub(crate) fn serve(&self, device: DeviceId, sink: Arc<impl FrameSink>, tasks: &mut JoinSet<()>) {
+        match self {
+            Self::InProcess(senders) => {
+                let (sender, receiver) = in_process(LINK_CAPACITY);
+                senders.insert(device, sender);
+                tasks.spawn(serve_frames(receiver, sink));
+            }
+            Self::Quic(links) => {
+                if let Some(endpoint) = links.endpoints.get(&device).cloned() {
+                    tasks.spawn(async move { endpoint.serve(sink).await });
+                }
+            }
+        }
+    }
+
+    /// The link of this pair, a new one if the last was closed.
+    pub(crate) fn sender(&self, from: DeviceId, to: DeviceId) -> Option<FrameSender> {
+        match self {
+            Self::InProcess(senders) => senders.get(&to).map(|sender| sender.clone()),
+            Self::Quic(links) => links.sender(from, to),
+        }
+    }
+
+    /// Frames on their way to `device`, until they are answered.
+    pub(crate) fn fill(&self, device: DeviceId) -> Fill {
+        match self {
+            Self::InProcess(senders) => senders.get(&device).map_or((0, 0), |sender| sender.depth()),
+            Self::Quic(links) => {
+                let to_it = links.senders.iter().filter(|entry| entry.key().1 == device);
+                to_it.map(|entry| entry.depth()).fold((0, 0), |sum, fill| (sum.0 + fill.0, sum.1 + fill.1))
+            }
+        }
+    }
+
+    /// Closes all of them, for good.
+    pub(super) async fn close(&self) {
+        if let Self::Quic(links) = self {
+            let endpoints = links.endpoints.values().cloned();
+            let closing: JoinSet<()> = endpoints.map(|endpoint| async move { endpoint.close().await }).collect();
+            closing.join_all().await;
+            let mut carried = std::mem::take(&mut *links.carried());
+            carried.shutdown().await;
+        }
+    }
+}
+
+impl QuicLinks {
+    fn new(devices: impl Iterator<Item = DeviceId>) -> Result<Self, LinksError> {
+        let authority = EphemeralAuthority::new()?;
+        let open = |device: DeviceId| {
+            let (server, client) = authority.admit(&device.to_string())?;
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+            Ok((device, QuicEndpoint::open(address, server, client, Patience::default())?))
+        };
+        let endpoints = devices.map(open).collect::<Result<_, LinksError>>()?;
+        Ok(Self { endpoints, senders: DashMap::new(), carried: Mutex::default() })
+    }
+
+    fn sender(&self, from: DeviceId, to: DeviceId) -> Option<FrameSender> {
+        if let Some(sender) = self.senders.get(&(from, to)).filter(|sender| !sender.is_closed()) {
+            return Some(sender.clone());
+        }
+        let address = self.endpoints.get(&to)?.address();
+        let (sender, carried) = self.endpoints.get(&from)?.link(address, &to.to_string(), LINK_CAPACITY);
+        let mut tasks = self.carried();
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(carried);
+        self.senders.insert((from, to), sender.clone());
+        Some(sender)
+    }
+
+    fn carried(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.carried.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
