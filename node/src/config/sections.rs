@@ -49,7 +49,7 @@ section! {
         name: String = String::from("smollm2");
         /// Other names that requests may call it by.
         aliases: Vec<String> = Vec::new();
-        /// Positions that a request may fill, prompt and answer together: 16 to 1048576. Default: what the model was trained for.
+        /// Positions that a request may fill, prompt and answer together: 16 to 1048576. Default: what the model was trained for, if the KV memory holds it.
         max_context_tokens: Option<u32> = None, example "8192";
         /// "default": int8 activations for quantised weights and f16 KV. "exact": f32 for both, slower.
         numerics: Numerics = Numerics::Default;
