@@ -279,7 +279,7 @@ async fn a_link_is_closed_with_its_endpoint_at_either_side() {
         assert_eq!(sender.push(frame(1), DEADLINE).await, Ok(()));
         let closing = if closes_server { &ends.server } else { &ends.client };
         timeout(DEADLINE, closing.close()).await.unwrap();
+        until("an idle link notices", || sender.is_closed()).await;
         assert_eq!(sender.push(frame(2), DEADLINE).await, Err(PushError::Closed), "{closes_server}");
-        until("the link is closed", || sender.is_closed()).await;
     }
 }
