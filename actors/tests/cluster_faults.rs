@@ -27,7 +27,8 @@ async fn tree(layout: Layout) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_death_of_any_node_of_the_tree_changes_no_stream() {
     let expected = reference(0..12).await;
-    for layout in LAYOUTS {
+    // Not over QUIC, where each of the many clusters takes a second to close: the steps below have its faults.
+    for layout in [Layout::Combined, Layout::SameDevice, Layout::TwoDevices, Layout::Crossed] {
         for name in tree(layout).await {
             let cluster = start(layout).await;
             let mut streams: Vec<_> = (0..12).map(|id| cluster.gateway().submit(request(id)).unwrap()).collect();
