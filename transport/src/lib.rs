@@ -15,6 +15,7 @@
 
 pub mod identity;
 
+mod crypto;
 mod frame;
 mod link;
 mod quic;

@@ -61,7 +61,7 @@ impl Memory {
 #[cfg(target_os = "linux")]
 mod populate {
     //! Pages before they are needed: the system clears a page when it is first touched, and a token whose block begins a huge page in each layer
-    //! would wait for all of them (60 MB for thirty layers, which took 20 to 140 ms).
+    //! would wait for all of them: 60 MB for thirty layers, and one first token in a hundred of a fresh server came 130 ms late.
 
     use std::sync::{Arc, Weak};
 

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
@@ -18,6 +17,7 @@ use super::refusal::Refusal;
 use super::storage::{self, StorageError};
 use super::subject::SubjectError;
 use super::verifier::{Answerers, Callers, Door, Expected};
+use crate::crypto::crypto_provider;
 
 /// The cluster's authority, in a node's folder.
 pub const AUTHORITY_FILE: &str = "ca.pem";
@@ -138,7 +138,7 @@ impl NodeIdentity {
     /// Our bug, or a folder that [`Self::load`] should have refused.
     pub fn server_config(&self, expected: Expected, clock: Arc<dyn TimeProvider>) -> Result<ServerConfig, TlsError> {
         let callers = Callers { door: self.door(expected), chains: self.caller_chains().map_err(builder_error)? };
-        let mut config = ServerConfig::builder_with_details(provider(), clock)
+        let mut config = ServerConfig::builder_with_details(crypto_provider(), clock)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::new(callers))
             .with_single_cert(vec![self.certificate.clone()], self.key.clone_key())?;
@@ -157,7 +157,7 @@ impl NodeIdentity {
     /// As [`Self::server_config`].
     pub fn client_config(&self, expected: Expected, clock: Arc<dyn TimeProvider>) -> Result<ClientConfig, TlsError> {
         let answerers = Answerers { door: self.door(expected), chains: self.answerer_chains().map_err(builder_error)? };
-        let mut config = ClientConfig::builder_with_details(provider(), clock)
+        let mut config = ClientConfig::builder_with_details(crypto_provider(), clock)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(answerers))
@@ -174,13 +174,13 @@ impl NodeIdentity {
     }
 
     fn caller_chains(&self) -> Result<Arc<dyn ClientCertVerifier>, VerifierBuilderError> {
-        WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider())
+        WebPkiClientVerifier::builder_with_provider(self.roots.clone(), crypto_provider())
             .with_crls([self.revocations.clone()])
             .build()
     }
 
     fn answerer_chains(&self) -> Result<Arc<WebPkiServerVerifier>, VerifierBuilderError> {
-        WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider())
+        WebPkiServerVerifier::builder_with_provider(self.roots.clone(), crypto_provider())
             .with_crls([self.revocations.clone()])
             .build()
     }
@@ -196,19 +196,9 @@ impl NodeIdentity {
                 None => tls(error),
             },
         )?;
-        let signing_key = provider().key_provider.load_private_key(self.key.clone_key()).map_err(tls)?;
+        let signing_key = crypto_provider().key_provider.load_private_key(self.key.clone_key()).map_err(tls)?;
         rustls::sign::CertifiedKey::new(vec![self.certificate.clone()], signing_key).keys_match().map_err(tls)
     }
-}
-
-/// The cryptography that every connection uses, given by hand: a process's default could be somebody else's.
-///
-/// AES-128-GCM comes first: it is as safe here as AES-256 and the cheapest on processors with AES instructions.
-fn provider() -> Arc<CryptoProvider> {
-    let suites = aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
-    let mut provider = aws_lc_rs::default_provider();
-    provider.cipher_suites.sort_by_key(|suite| suite.suite() != suites.suite());
-    Arc::new(provider)
 }
 
 /// A list that cannot be read has been refused when the folder was loaded.

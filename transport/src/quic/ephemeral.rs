@@ -8,7 +8,7 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-use super::settings::crypto_provider;
+use crate::crypto::crypto_provider;
 
 /// Issues certificates that nobody outside of this process can have: its key is never written anywhere.
 pub struct EphemeralAuthority {

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use quinn::congestion::CubicConfig;
 use quinn::{EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 /// The protocol that both ends name in the handshake; another one is refused there.
 pub const ALPN: &[u8] = b"relevo-kv/1";
@@ -53,18 +52,6 @@ impl Default for Patience {
     fn default() -> Self {
         Self { frame: Duration::from_secs(10), answer: Duration::from_secs(10) }
     }
-}
-
-/// The cryptography of all connections: aws-lc, AES-128-GCM first. ChaCha20 costs twice as much where AES is in hardware, and comes last for where
-/// it is not.
-pub(super) fn crypto_provider() -> Arc<CryptoProvider> {
-    let mut provider = aws_lc_rs::default_provider();
-    provider.cipher_suites = vec![
-        aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256,
-        aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384,
-        aws_lc_rs::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-    ];
-    Arc::new(provider)
 }
 
 /// Of an endpoint.
