@@ -1,7 +1,8 @@
 //! How bytes move between Relevo's devices and nodes: frames of KV blocks over carriers that share one contract.
 //!
 //! A *link* carries frames one way: a [`FrameSender`] on the prefill side, a [`FrameSink`] on the decode side. Between the two sits a carrier:
-//! [`in_process`] hands the buffers over, [`QuicEndpoint`] puts a connection there. Whatever the carrier, a frame is the same (a rkyv header,
+//! [`in_process`] hands the buffers over, [`QuicEndpoint`] puts a connection there, [`shm_link`] lets the receiver read the
+//! sender's memory. Whatever the carrier, a frame is the same (a rkyv header,
 //! then the blocks as they lie in the pool, each with its checksum), it is validated in place by the receiver, and it is answered.
 //!
 //! **Contract**, which `tests/carrier_contract.rs` holds each carrier to:
@@ -20,8 +21,12 @@ mod frame;
 mod link;
 mod quic;
 mod receive;
+#[cfg(target_os = "linux")]
+mod shm;
 
 pub use frame::Frame;
 pub use link::{Delivery, FrameReceiver, FrameSender, PushError, in_process};
 pub use quic::{ALPN, EphemeralAuthority, EphemeralError, Patience, QuicEndpoint, QuicError};
 pub use receive::{FrameSink, FrameWriter, Refusal, receive_frame, serve_frames};
+#[cfg(target_os = "linux")]
+pub use shm::{NoShmAddress, ShmAddress, ShmListener, Ticket, shm_link};

@@ -131,6 +131,11 @@ impl<'h, W: FrameWriter> FrameArrival<'h, W> {
         }
     }
 
+    /// Whether the answer no longer depends on what still comes.
+    pub(crate) fn is_decided(&self) -> bool {
+        self.writer.is_err()
+    }
+
     /// What to answer, now that all of it has come.
     pub(crate) fn finish(self) -> Result<(), PushError> {
         let writer = self.writer?;

@@ -41,6 +41,7 @@ pub struct CpuDevice {
     results: Vec<RowOutput>,
     /// What went wrong since the step began; [`Compute::finish`] reports it.
     failure: Option<ComputeError>,
+    shares_kv: bool,
 }
 
 /// Activations: `[max_rows, width]`.
@@ -78,7 +79,14 @@ impl CpuDevice {
             spare_step: UploadedStep::default(),
             results: Vec::new(),
             failure: None,
+            shares_kv: false,
         })
+    }
+
+    /// From here on its KV pools lie in memory that other processes of the host can be let into ([`KvPool::shareable`]). Not so by default: the
+    /// system gives such memory no huge pages unless it is told to.
+    pub fn share_kv(&mut self) {
+        self.shares_kv = true;
     }
 
     /// Its threads; the engine's thread may want to be pinned as the first of them.
@@ -131,7 +139,8 @@ impl Compute for CpuDevice {
     }
 
     fn alloc_kv_pool(&mut self, layout: KvLayout, num_blocks: usize) -> Result<Arc<KvPool>, ComputeError> {
-        KvPool::new(layout, num_blocks).map(Arc::new)
+        let allocate = if self.shares_kv { KvPool::shareable } else { KvPool::new };
+        allocate(layout, num_blocks).map(Arc::new)
     }
 
     fn begin_step(&mut self, plan: &StepPlan<'_>) -> Result<UploadedStep, ComputeError> {

@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use half::f16;
-use memmap2::MmapMut;
-use relevo_wire::{BLOCK_TOKENS, BlockIndex, ElementType, KvLayout, LayerIndex};
+use relevo_wire::{BLOCK_TOKENS, BlockIndex, ElementType, KvLayout, LayerIndex, SharedRegion};
 
+use super::pages::Pages;
 use super::simd::Element;
 use crate::compute::ComputeError;
 use crate::model::KvMemory;
@@ -26,83 +26,11 @@ const ALIGN: usize = 64;
 /// The KV memory of a CPU device.
 #[derive(Clone)]
 pub struct KvPool {
-    memory: Arc<Memory>,
+    memory: Arc<Pages>,
     layout: KvLayout,
     num_blocks: usize,
     /// Bytes from one (layer, block) to the next: its size, rounded up to [`ALIGN`].
     stride: usize,
-}
-
-/// What the pool's clones and the `Bytes` of its blocks own together. Where the system gives huge pages, a decode step, which reads keys and values all
-/// over the pool, looks fewer of them up.
-struct Memory {
-    start: NonNull<u8>,
-    map: MmapMut,
-}
-
-// SAFETY: plain bytes. Threads that touch the same block at the same time, one of them writing, break the promise that the module states.
-unsafe impl Send for Memory {}
-// SAFETY: as above.
-unsafe impl Sync for Memory {}
-
-impl Memory {
-    fn zeroed(byte_len: usize) -> std::io::Result<Self> {
-        let mut map = MmapMut::map_anon(byte_len)?;
-        #[cfg(target_os = "linux")]
-        if let Err(error) = map.advise(memmap2::Advice::HugePage) {
-            tracing::debug!(%error, "no huge pages for the KV pool");
-        }
-        // The map is not touched through `map` any more: this pointer is the one way in.
-        let start = NonNull::from(&mut map[..]).cast();
-        Ok(Self { start, map })
-    }
-}
-
-#[cfg(target_os = "linux")]
-mod populate {
-    //! Pages before they are needed: the system clears a page when it is first touched, and a token whose block begins a huge page in each layer
-    //! would wait for all of them: 60 MB for thirty layers, and one first token in a hundred of a fresh server came 130 ms late.
-
-    use std::sync::{Arc, Weak};
-
-    use memmap2::Advice;
-
-    use super::Memory;
-
-    /// Asked for at a time: a huge page.
-    const PIECE: usize = 2 << 20;
-
-    /// Has a thread of the lowest priority ask for all pages of `num_regions` equal regions, their beginnings first: blocks are taken in that order.
-    /// It ends when it is done or the memory is no longer wanted. Best effort: pages that it did not get come when they are touched.
-    pub(super) fn in_background(memory: &Arc<Memory>, num_regions: usize) {
-        let memory = Arc::downgrade(memory);
-        let started = std::thread::Builder::new().name("kv-populate".to_owned()).spawn(move || {
-            if let Err(error) =
-                rustix::process::nice(19).map_err(Into::into).and_then(|_| populate(&memory, num_regions))
-            {
-                tracing::debug!(%error, "the KV pool's pages come when they are touched");
-            }
-        });
-        if let Err(error) = started {
-            tracing::debug!(%error, "no thread for the KV pool's pages");
-        }
-    }
-
-    fn populate(memory: &Weak<Memory>, num_regions: usize) -> std::io::Result<()> {
-        let mut offset = 0;
-        loop {
-            for region in 0..num_regions {
-                let Some(memory) = memory.upgrade() else { return Ok(()) };
-                let region_bytes = memory.map.len() / num_regions;
-                if offset >= region_bytes {
-                    return Ok(());
-                }
-                let len = PIECE.min(region_bytes - offset);
-                memory.map.advise_range(Advice::PopulateWrite, region * region_bytes + offset, len)?;
-            }
-            offset += PIECE;
-        }
-    }
 }
 
 /// An element that keys and values are stored as.
@@ -120,20 +48,36 @@ impl KvElement for f16 {
 }
 
 impl KvPool {
-    /// A pool of `num_blocks` blocks of `layout`.
+    /// A pool of `num_blocks` blocks of `layout`, in memory that is this process's alone.
     ///
     /// # Errors
     /// Our bug: an element type that the kernels do not read. Transient: memory is short.
     pub fn new(layout: KvLayout, num_blocks: usize) -> Result<Self, ComputeError> {
+        Self::over(layout, num_blocks, Pages::private)
+    }
+
+    /// [`KvPool::new`] in memory that other processes of the host can be let into, to read: see [`KvMemory::shared_region`]. Where the system has no
+    /// such memory, it is this process's alone.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn shareable(layout: KvLayout, num_blocks: usize) -> Result<Self, ComputeError> {
+        Self::over(layout, num_blocks, Pages::shareable)
+    }
+
+    fn over(
+        layout: KvLayout,
+        num_blocks: usize,
+        allocate: impl FnOnce(usize) -> std::io::Result<Pages>,
+    ) -> Result<Self, ComputeError> {
         if layout.element == ElementType::Bf16 {
             return Err(ComputeError::Device("a CPU's KV pool holds f16 or f32, not bf16".into()));
         }
         let stride = layout.layer_block_bytes().next_multiple_of(ALIGN);
         let wanted_bytes = stride.saturating_mul(layout.num_layers as usize).saturating_mul(num_blocks).max(ALIGN);
         let short = || ComputeError::OutOfMemory { wanted_bytes, what: "the KV pool" };
-        let memory = Arc::new(Memory::zeroed(wanted_bytes).map_err(|_| short())?);
-        #[cfg(target_os = "linux")]
-        populate::in_background(&memory, layout.num_layers.max(1) as usize);
+        let memory = Arc::new(allocate(wanted_bytes).map_err(|_| short())?);
+        Pages::populate_in_background(&memory, layout.num_layers.max(1) as usize);
         Ok(Self { memory, layout, num_blocks, stride })
     }
 
@@ -144,7 +88,7 @@ impl KvPool {
             return None;
         }
         // SAFETY: within the allocation, which holds num_layers × num_blocks strides.
-        Some(unsafe { self.memory.start.add((layer * self.num_blocks + block) * self.stride) })
+        NonNull::new(unsafe { self.memory.start().add((layer * self.num_blocks + block) * self.stride) })
     }
 
     fn checked_block<E: KvElement>(&self, layer: LayerIndex, block: BlockIndex) -> NonNull<E> {
@@ -240,16 +184,20 @@ impl KvMemory for KvPool {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start.as_ptr().add(offset), bytes.len()) };
         Ok(())
     }
+
+    fn shared_region(&self) -> Option<SharedRegion> {
+        Pages::shared_region(&self.memory)
+    }
 }
 
 /// A block as `Bytes` own it.
 struct BlockBytes {
     start: NonNull<u8>,
     byte_len: usize,
-    _memory: Arc<Memory>,
+    _memory: Arc<Pages>,
 }
 
-// SAFETY: as `Memory`, which it keeps alive; it only reads, and the block is final.
+// SAFETY: as `Pages`, which it keeps alive; it only reads, and the block is final.
 unsafe impl Send for BlockBytes {}
 
 impl AsRef<[u8]> for BlockBytes {

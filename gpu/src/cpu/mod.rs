@@ -7,6 +7,7 @@ pub mod isa;
 mod kv_pool;
 pub mod math;
 pub mod matmul;
+mod pages;
 mod peaks;
 pub mod pool;
 mod rotation;

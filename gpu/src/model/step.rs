@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use relevo_wire::{BlockIndex, KvLayout, LayerIndex};
+use relevo_wire::{BlockIndex, KvLayout, LayerIndex, SharedRegion};
 
 use crate::compute::{ComputeError, RowOutput, StepPlan};
 
@@ -101,4 +101,9 @@ pub trait KvMemory: Send + Sync {
     /// # Errors
     /// The caller's fault: an index out of range, or bytes that go beyond the block's end.
     fn write_at(&self, layer: LayerIndex, block: BlockIndex, offset: usize, bytes: &[u8]) -> Result<(), ComputeError>;
+
+    /// What lets other processes of the host read the blocks where they lie; nothing if the memory is this process's alone.
+    fn shared_region(&self) -> Option<SharedRegion> {
+        None
+    }
 }

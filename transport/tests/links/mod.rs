@@ -2,21 +2,25 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test's helper fails as its test does")]
 
+pub mod arena;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use relevo_transport::{
     EphemeralAuthority, Frame, FrameReceiver, FrameSender, FrameSink, FrameWriter, Patience, QuicEndpoint, Refusal,
-    in_process, serve_frames,
+    ShmListener, Ticket, in_process, serve_frames, shm_link,
 };
 use relevo_wire::{
     ArchivedKvBlocksHeader, BlockIndex, ElementType, Epoch, KvBlocksHeader, KvLayout, LayerIndex, LeaseId,
     PROTOCOL_VERSION, RequestId, SequenceId, checksum,
 };
 use tokio::task::JoinSet;
+
+use arena::Arena;
 
 pub const DEADLINE: Duration = Duration::from_secs(20);
 pub const CAPACITY: usize = 4;
@@ -29,10 +33,14 @@ pub const LAYOUT: KvLayout =
 pub enum Carrier {
     InProcess,
     Quic,
+    Shm,
 }
 
 /// A new carrier adds itself here.
-pub const CARRIERS: [Carrier; 2] = [Carrier::InProcess, Carrier::Quic];
+pub const CARRIERS: [Carrier; 3] = [Carrier::InProcess, Carrier::Quic, Carrier::Shm];
+
+/// Where the blocks of all frames lie.
+pub static ARENA: LazyLock<Arena> = LazyLock::new(|| Arena::new(8 << 20));
 
 /// A link that nobody serves yet.
 pub struct Link {
@@ -45,6 +53,7 @@ pub struct Link {
 enum WayIn {
     InProcess(FrameReceiver),
     Quic(Box<Quic>),
+    Shm(ShmListener),
 }
 
 /// Two ends with a certificate each.
@@ -67,6 +76,11 @@ impl Link {
                 let sender = ends.link(&mut tasks);
                 Self { sender, way_in: WayIn::Quic(Box::new(ends)), tasks }
             }
+            Carrier::Shm => {
+                let listener = ShmListener::open(Patience::default()).unwrap();
+                let sender = dial_shm(&listener, &ARENA, &mut tasks);
+                Self { sender, way_in: WayIn::Shm(listener), tasks }
+            }
         }
     }
 
@@ -77,6 +91,7 @@ impl Link {
         match way_in {
             WayIn::InProcess(receiver) => drop(tasks.spawn(serve_frames(receiver, Arc::clone(&notes)))),
             WayIn::Quic(ends) => ends.serve(&mut tasks, &notes),
+            WayIn::Shm(listener) => serve_shm(listener, &mut tasks, &notes),
         }
         (sender, notes, tasks)
     }
@@ -106,6 +121,20 @@ impl Quic {
     }
 }
 
+/// A link to a listener that expects it, for blocks of `arena`.
+pub fn dial_shm(listener: &ShmListener, arena: &Arena, tasks: &mut JoinSet<()>) -> FrameSender {
+    let ticket = Ticket::random().unwrap();
+    listener.expect(ticket.clone(), "device-0");
+    let (sender, carried) = shm_link(listener.address().clone(), ticket, arena.region(), CAPACITY, Patience::default());
+    tasks.spawn(carried);
+    sender
+}
+
+pub fn serve_shm(listener: ShmListener, tasks: &mut JoinSet<()>, notes: &Arc<Notes>) {
+    let notes = Arc::clone(notes);
+    tasks.spawn(async move { listener.serve(notes).await });
+}
+
 pub fn endpoint(authority: &EphemeralAuthority, name: &str, patience: Patience) -> QuicEndpoint {
     let (server, client) = authority.admit(name).unwrap();
     QuicEndpoint::open(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), server, client, patience).unwrap()
@@ -126,7 +155,7 @@ pub fn header(layer: u32, blocks: &[Bytes]) -> KvBlocksHeader {
 }
 
 pub fn blocks(seed: u8) -> Vec<Bytes> {
-    (0..3).map(|index| Bytes::from(vec![seed.wrapping_add(index); LAYOUT.layer_block_bytes()])).collect()
+    (0..3).map(|index| ARENA.put(&vec![seed.wrapping_add(index); LAYOUT.layer_block_bytes()])).collect()
 }
 
 pub fn frame(layer: u32) -> Frame {

@@ -5,6 +5,7 @@
 mod ids;
 mod kv;
 mod message;
+mod region;
 mod request;
 mod time;
 
@@ -14,6 +15,7 @@ pub use message::{
     ArchivedKvBlocksHeader, FrameError, HEADER_ALIGN, KvBlocksHeader, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES,
     PROTOCOL_VERSION, checksum, checksum_on,
 };
+pub use region::SharedRegion;
 pub use request::{
     FinishReason, GenerateRequest, Numerics, RequestError, SamplingParams, StreamEvent, TokenLogprobs, Usage,
 };
