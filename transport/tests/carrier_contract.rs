@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use links::{CAPACITY, CARRIERS, DEADLINE, LAYOUT, Link, Notes, blocks, frame, header, until};
+use links::{ARENA, CAPACITY, CARRIERS, DEADLINE, LAYOUT, Link, Notes, blocks, frame, header, until};
 use proptest::prelude::*;
 use relevo_transport::{Frame, PushError, receive_frame};
 use relevo_wire::{FrameError, HEADER_ALIGN, KvBlocksHeader, LayerIndex, MAX_HEADER_BYTES};
@@ -68,19 +68,24 @@ async fn a_large_frame_arrives_piece_by_piece() {
             Ok(())
         }
     }
-    let ends = links::Quic::new(relevo_transport::Patience::default());
-    let sums = Arc::new(Sums(std::sync::Mutex::default()));
-    let (mut tasks, server, sink) = (JoinSet::new(), ends.server.clone(), Arc::new(Sink(Arc::clone(&sums))));
-    let sender = ends.link(&mut tasks);
-    tasks.spawn(async move { server.serve(sink).await });
-    let bytes =
-        |block: usize| (0..layout.layer_block_bytes()).map(|at| (at * 31 + at / 256 + block * 7) as u8).collect();
-    let blocks: Vec<Bytes> = (0..96).map(bytes).map(Vec::into).collect();
-    let header = KvBlocksHeader { layout, ..header(1, &blocks) };
-    // More than a stream's window.
-    for _ in 0..4 {
-        assert_eq!(sender.push(Frame::new(&header, blocks.clone()).unwrap(), DEADLINE).await, Ok(()));
-        assert_eq!(std::mem::take(&mut *sums.0.lock().unwrap()), header.checksums);
+    let bytes = |block: usize| -> Vec<u8> {
+        (0..layout.layer_block_bytes()).map(|at| (at * 31 + at / 256 + block * 7) as u8).collect()
+    };
+    let anywhere: Vec<Bytes> = (0..96).map(bytes).map(Vec::into).collect();
+    let in_the_pool: Vec<Bytes> = anywhere.iter().map(|block| ARENA.put(block)).collect();
+    let header = KvBlocksHeader { layout, ..header(1, &anywhere) };
+    for carrier in CARRIERS {
+        let sums = Arc::new(Sums(std::sync::Mutex::default()));
+        let (sender, _tasks) = Link::new(carrier).serve_to(Arc::new(Sink(Arc::clone(&sums))));
+        // More than a stream's window.
+        for blocks in [&in_the_pool, &anywhere, &in_the_pool, &anywhere] {
+            assert_eq!(
+                sender.push(Frame::new(&header, blocks.clone()).unwrap(), DEADLINE).await,
+                Ok(()),
+                "{carrier:?}"
+            );
+            assert_eq!(std::mem::take(&mut *sums.0.lock().unwrap()), header.checksums, "{carrier:?}");
+        }
     }
 }
 

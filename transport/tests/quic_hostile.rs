@@ -30,7 +30,7 @@ impl Scene {
     fn new(patience: Patience) -> Self {
         let ends = Quic::new(patience);
         let (notes, mut tasks) = (Arc::new(Notes::default()), JoinSet::new());
-        ends.serve(&mut tasks, &notes);
+        ends.serve(&mut tasks, Arc::clone(&notes));
         let good = ends.link(&mut tasks);
         let villain = quinn::Endpoint::client(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
         Self { ends, notes, tasks, good, num_good: 0, villain }
@@ -274,7 +274,7 @@ async fn a_link_is_closed_with_its_endpoint_at_either_side() {
     for closes_server in [true, false] {
         let ends = Quic::new(Patience::default());
         let (notes, mut tasks) = (Arc::new(Notes::default()), JoinSet::new());
-        ends.serve(&mut tasks, &notes);
+        ends.serve(&mut tasks, Arc::clone(&notes));
         let sender = ends.link(&mut tasks);
         assert_eq!(sender.push(frame(1), DEADLINE).await, Ok(()));
         let closing = if closes_server { &ends.server } else { &ends.client };

@@ -40,7 +40,7 @@ pub enum Carrier {
 pub const CARRIERS: [Carrier; 3] = [Carrier::InProcess, Carrier::Quic, Carrier::Shm];
 
 /// Where the blocks of all frames lie.
-pub static ARENA: LazyLock<Arena> = LazyLock::new(|| Arena::new(8 << 20));
+pub static ARENA: LazyLock<Arena> = LazyLock::new(|| Arena::new(16 << 20));
 
 /// A link that nobody serves yet.
 pub struct Link {
@@ -87,13 +87,19 @@ impl Link {
     /// Serves it from here on. Its first task to end is one that ends with its last sender.
     pub fn serve(self) -> (FrameSender, Arc<Notes>, JoinSet<()>) {
         let notes = Arc::new(Notes::default());
+        let (sender, tasks) = self.serve_to(Arc::clone(&notes));
+        (sender, notes, tasks)
+    }
+
+    /// As [`Link::serve`], to this sink.
+    pub fn serve_to(self, sink: Arc<impl FrameSink>) -> (FrameSender, JoinSet<()>) {
         let Self { sender, way_in, mut tasks } = self;
         match way_in {
-            WayIn::InProcess(receiver) => drop(tasks.spawn(serve_frames(receiver, Arc::clone(&notes)))),
-            WayIn::Quic(ends) => ends.serve(&mut tasks, &notes),
-            WayIn::Shm(listener) => serve_shm(listener, &mut tasks, &notes),
+            WayIn::InProcess(receiver) => drop(tasks.spawn(serve_frames(receiver, sink))),
+            WayIn::Quic(ends) => ends.serve(&mut tasks, sink),
+            WayIn::Shm(listener) => drop(tasks.spawn(async move { listener.serve(sink).await })),
         }
-        (sender, notes, tasks)
+        (sender, tasks)
     }
 
     /// Takes the receiving end away; what carries its frames stays.
@@ -115,9 +121,9 @@ impl Quic {
         sender
     }
 
-    pub fn serve(&self, tasks: &mut JoinSet<()>, notes: &Arc<Notes>) {
-        let (server, notes) = (self.server.clone(), Arc::clone(notes));
-        tasks.spawn(async move { server.serve(notes).await });
+    pub fn serve(&self, tasks: &mut JoinSet<()>, sink: Arc<impl FrameSink>) {
+        let server = self.server.clone();
+        tasks.spawn(async move { server.serve(sink).await });
     }
 }
 
@@ -128,11 +134,6 @@ pub fn dial_shm(listener: &ShmListener, arena: &Arena, tasks: &mut JoinSet<()>) 
     let (sender, carried) = shm_link(listener.address().clone(), ticket, arena.region(), CAPACITY, Patience::default());
     tasks.spawn(carried);
     sender
-}
-
-pub fn serve_shm(listener: ShmListener, tasks: &mut JoinSet<()>, notes: &Arc<Notes>) {
-    let notes = Arc::clone(notes);
-    tasks.spawn(async move { listener.serve(notes).await });
 }
 
 pub fn endpoint(authority: &EphemeralAuthority, name: &str, patience: Patience) -> QuicEndpoint {
