@@ -10,7 +10,7 @@ use bytes::Bytes;
 use links::{ARENA, CAPACITY, CARRIERS, DEADLINE, LAYOUT, Link, Notes, blocks, frame, header, until};
 use proptest::prelude::*;
 use relevo_transport::{Frame, PushError, receive_frame};
-use relevo_wire::{FrameError, HEADER_ALIGN, KvBlocksHeader, LayerIndex, MAX_HEADER_BYTES};
+use relevo_wire::{FrameError, HEADER_ALIGN, KvBlocksHeader, LayerIndex, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES};
 use rkyv::util::AlignedVec;
 use tokio::task::JoinSet;
 
@@ -138,6 +138,9 @@ async fn a_frame_that_makes_no_sense_is_answered_so_and_the_next_one_arrives() {
         assert_eq!(push(&good, few).await, Err(PushError::Malformed(inconsistent)), "{carrier:?}");
         let other = KvBlocksHeader { protocol: 99, ..header(1, &blocks(1)) }.to_bytes().unwrap();
         assert_eq!(push(&other, blocks(1)).await, Err(PushError::Malformed(FrameError::Protocol(99))));
+        let many = vec![ARENA.put(&[1; 1 << 20]); (MAX_PAYLOAD_BYTES >> 20) + 1];
+        let too_much = push(&good, many).await;
+        assert!(matches!(too_much, Err(PushError::Malformed(_))), "{carrier:?}: {too_much:?}");
         assert_eq!(notes.num_admitted(), 0, "{carrier:?}");
         assert_eq!(push(&good, blocks(1)).await, Ok(()), "{carrier:?}");
     }
