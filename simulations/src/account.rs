@@ -72,8 +72,10 @@ pub(crate) fn map(map: &ClusterMap) -> String {
 fn coordinator(event: &CoordinatorEvent) -> Option<String> {
     Some(match event {
         CoordinatorEvent::Tick => return None,
+        CoordinatorEvent::Node(entry) => format!("{} joins", entry.name),
+        CoordinatorEvent::Order(order) => format!("an operator wants {order:?}"),
         CoordinatorEvent::Left { device, epoch } => format!("{device} left after {epoch}"),
-        CoordinatorEvent::Heartbeat(Heartbeat { facts, serving, progress, busy, map }) => {
+        CoordinatorEvent::Heartbeat(Heartbeat { facts, serving, progress, busy, map, .. }) => {
             let state = if *serving { "serves" } else { "does not serve" };
             let load = if *busy { "busy" } else { "idle" };
             let (device, epoch, (term, version)) = (facts.device, facts.epoch, map);
@@ -96,6 +98,7 @@ fn router(event: &RouterEvent) -> Option<String> {
         RouterEvent::Ended(sequence) => format!("{sequence} is over"),
         RouterEvent::Refused(sequence) => format!("{sequence} was refused a lease"),
         RouterEvent::Map(seen) => format!("sees {}", map(seen)),
+        RouterEvent::Reachable(nodes) => format!("reaches {nodes:?}"),
         RouterEvent::PrefixChanged { device, epoch, change } => {
             format!("{device}, {epoch}, holds {} blocks more and {} less", change.added.len(), change.removed.len())
         }
@@ -117,6 +120,7 @@ fn prefill(event: &PrefillEvent) -> Option<String> {
         }
         PrefillEvent::PushFailed { sequence, lease } => format!("{sequence} could not push under {lease}"),
         PrefillEvent::Abort(sequence) => format!("{sequence} is aborted"),
+        PrefillEvent::NodeLost(node) => format!("node {node} is lost"),
         PrefillEvent::Ended(sequence) => format!("{sequence} ended"),
     })
 }
@@ -134,6 +138,7 @@ fn decode(event: &DecodeEvent) -> Option<String> {
         DecodeEvent::WritersGone(lease) => format!("{lease} has no writers left"),
         DecodeEvent::Expire(lease) => format!("{lease} is made to expire"),
         DecodeEvent::Abort(sequence) => format!("{sequence} is aborted"),
+        DecodeEvent::NodeLost(node) => format!("node {node} is lost"),
     })
 }
 
@@ -146,6 +151,7 @@ fn order(command: &DeviceCommand) -> String {
         DeviceCommand::Release { lease } => format!("release {lease}"),
         DeviceCommand::Abort { sequence } => format!("abort {sequence}"),
         DeviceCommand::AbortAll { role } => format!("abort all of {role:?}"),
+        DeviceCommand::AbortGateway { gateway } => format!("abort all of gateway {gateway}"),
         DeviceCommand::Drain { .. } => "drain".to_owned(),
     }
 }

@@ -201,12 +201,13 @@ impl Device {
             device: self.id,
             name: format!("cpu{}", self.id.0),
             roles: self.spec.roles.clone(),
+            able: self.spec.roles.clone(),
             epoch: self.epoch,
             num_blocks: engine.map_or(0, |_| self.spec.num_blocks as usize),
             max_context: engine.map_or(0, |_| CONTEXT),
         };
         let (progress, busy) = engine.map_or((0, false), |engine| (engine.progress, engine.core.stats().busy));
-        Heartbeat { facts, serving: engine.is_some(), progress, busy, map }
+        Heartbeat { facts, serving: engine.is_some(), progress, busy, draining: false, map }
     }
 
     /// It serves, or would if somebody asked it to.

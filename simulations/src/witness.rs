@@ -93,7 +93,10 @@ impl Witness {
                 let last = self.departed.entry(*device).or_insert(*epoch);
                 *last = (*epoch).max(*last);
             }
-            CoordinatorEvent::Heartbeat(_) | CoordinatorEvent::Tick => {}
+            CoordinatorEvent::Heartbeat(_)
+            | CoordinatorEvent::Node(_)
+            | CoordinatorEvent::Order(_)
+            | CoordinatorEvent::Tick => {}
         }
     }
 

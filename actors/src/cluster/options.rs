@@ -1,13 +1,17 @@
 //! What a cluster is started with.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use relevo_gpu::compute::ComputeError;
 use relevo_gpu::model::StepModel;
 
+use relevo_wire::Epoch;
+
 use crate::device::{CoreLimits, DeviceRole};
 use crate::faults::Fault;
+use crate::peers::Network;
 use crate::policy::restarts::RestartIntensity;
 use crate::policy::routing::Disaggregate;
 
@@ -17,6 +21,9 @@ pub type ModelFactory = Arc<dyn Fn() -> Result<Box<dyn StepModel>, ComputeError>
 
 /// Adjusts the limits that were derived from the model.
 pub type TuneLimits = Arc<dyn Fn(CoreLimits) -> CoreLimits + Send + Sync>;
+
+/// Gives the next epoch of a device: each is greater than all that this node has ever begun.
+pub type Epochs = Arc<dyn Fn() -> io::Result<Epoch> + Send + Sync>;
 
 /// What carries KV blocks from one device of a process to another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +39,7 @@ pub enum Carrier {
 pub struct ClusterOptions {
     /// The process's name, in status.
     pub node: String,
-    /// Its devices; ids are given in this order. At least one plays prefill, at least one decode.
+    /// Its devices; ids are given in this order. Alone, at least one plays prefill, at least one decode.
     pub devices: Vec<DeviceSpec>,
     /// Whether prefill and decode of a request may be on two devices.
     pub disaggregate: Disaggregate,
@@ -40,6 +47,10 @@ pub struct ClusterOptions {
     pub carrier: Carrier,
     /// Bounds.
     pub limits: Limits,
+    /// Its place among other nodes; without one it is a cluster of its own.
+    pub network: Option<Network>,
+    /// Counts the epochs of its devices; without, they are counted from 1 and forgotten with the process.
+    pub epochs: Option<Epochs>,
     /// Fault switches: `None` forbids them, an empty list allows [`super::Cluster::inject`].
     pub faults: Option<Vec<Fault>>,
 }
@@ -51,6 +62,8 @@ pub struct DeviceSpec {
     pub name: String,
     /// What it does.
     pub roles: Vec<DeviceRole>,
+    /// What it could do, should nobody else; what it does at least.
+    pub able: Vec<DeviceRole>,
     /// Its model.
     pub model: ModelFactory,
     /// Its limits, from those of the model.
@@ -64,7 +77,8 @@ impl DeviceSpec {
         roles: &[DeviceRole],
         model: impl Fn() -> Result<Box<dyn StepModel>, ComputeError> + Send + Sync + 'static,
     ) -> Self {
-        Self { name: name.into(), roles: roles.to_vec(), model: Arc::new(model), tune: Arc::new(|limits| limits) }
+        let (roles, able) = (roles.to_vec(), roles.to_vec());
+        Self { name: name.into(), roles, able, model: Arc::new(model), tune: Arc::new(|limits| limits) }
     }
 }
 
@@ -110,11 +124,18 @@ impl ClusterOptions {
             disaggregate: Disaggregate::default(),
             carrier: Carrier::default(),
             limits: Limits::default(),
+            network: None,
+            epochs: None,
             faults: None,
         }
     }
 
+    /// Streams that a gateway keeps. Of the devices of other nodes it knows later: it keeps as many as it would for sixteen.
     pub(super) fn max_live(&self) -> usize {
-        self.limits.max_waiting + self.limits.max_running * self.devices.len()
+        let num_devices = if self.network.is_some() { REMOTE_DEVICES } else { self.devices.len() };
+        self.limits.max_waiting + self.limits.max_running * num_devices
     }
 }
+
+/// Devices whose streams a gateway has room for.
+const REMOTE_DEVICES: usize = 16;

@@ -9,10 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use relevo_wire::{DeviceId, GenerateRequest, Instant64, LeaseId, SequenceId};
-
-use crate::device::GrantedLease;
-use crate::prefill::HandOver;
+use relevo_wire::{DeviceId, GenerateRequest, GrantedLease, HandOver, Instant64, LeaseId, NodeId, SequenceId};
 
 /// The decode role of one device.
 #[derive(Clone, Debug)]
@@ -76,6 +73,8 @@ pub enum DecodeEvent {
     Expire(LeaseId),
     /// Nobody wants the sequence any more.
     Abort(SequenceId),
+    /// A node is gone, with its prefill roles and its gateway.
+    NodeLost(NodeId),
     /// Time went by.
     Tick,
 }
@@ -165,6 +164,7 @@ impl DecodeCore {
                 }
                 effects.push(DecodeEffect::Abort(sequence));
             }
+            DecodeEvent::NodeLost(node) => self.node_lost(node, effects),
             DecodeEvent::Tick => self.expire_due(now, effects),
         }
     }
@@ -243,6 +243,23 @@ impl DecodeCore {
             Stage::Unwanted => {}
         }
         self.forget_sequence(sequence, id);
+    }
+
+    /// Nobody writes the rest of what was leased to it. A lease that is closing has all of its blocks, and goes on, unless nobody wants them.
+    fn node_lost(&mut self, node: NodeId, effects: &mut Vec<DecodeEffect>) {
+        let is_concerned = |lease: &Lease| {
+            let is_unwanted = lease.request.sequence.request.gateway() == node;
+            is_unwanted || lease.prefill.node() == node && !matches!(lease.stage, Stage::Closing { .. })
+        };
+        let concerned: Vec<_> =
+            self.leases.iter().filter(|(_, lease)| is_concerned(lease)).map(|(&id, _)| id).collect();
+        for id in concerned {
+            let sequence = self.leases.get(&id).map(|lease| lease.request.sequence);
+            self.revoke(id, effects);
+            if let Some(sequence) = sequence.filter(|sequence| sequence.request.gateway() != node) {
+                effects.push(DecodeEffect::Lost(sequence));
+            }
+        }
     }
 
     fn settle(&mut self, id: LeaseId, effects: &mut Vec<DecodeEffect>) {

@@ -189,6 +189,7 @@ impl DeviceCore {
             DeviceCommand::Release { lease } => self.release(lease),
             DeviceCommand::Abort { sequence } => self.abort(sequence, effects),
             DeviceCommand::AbortAll { role } => self.abort_all(role, effects),
+            DeviceCommand::AbortGateway { gateway } => self.abort_gateway(gateway, effects),
             DeviceCommand::Drain { deadline } => {
                 self.draining = Some(self.draining.map_or(deadline, |earlier| earlier.min(deadline)));
             }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hasher;
 
-use relevo_wire::{BLOCK_TOKENS, TenantId, TokenId};
+use relevo_wire::{BLOCK_TOKENS, PrefixBatch, TenantId, TokenId};
 
 /// Names a full block together with all blocks before it, to routers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,6 +32,20 @@ pub struct PrefixChange {
     pub added: Vec<HintKey>,
     /// Blocks that it holds no more.
     pub removed: Vec<HintKey>,
+}
+
+impl From<&PrefixChange> for PrefixBatch {
+    fn from(change: &PrefixChange) -> Self {
+        let numbers = |keys: &[HintKey]| keys.iter().map(|key| key.0).collect();
+        Self { added: numbers(&change.added), removed: numbers(&change.removed) }
+    }
+}
+
+impl From<PrefixBatch> for PrefixChange {
+    fn from(batch: PrefixBatch) -> Self {
+        let keys = |numbers: Vec<u64>| numbers.into_iter().map(HintKey).collect();
+        Self { added: keys(batch.added), removed: keys(batch.removed) }
+    }
 }
 
 /// What a worker has yet to say of its prefix cache: of each block the last thing that happened to it.

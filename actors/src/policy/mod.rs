@@ -8,6 +8,7 @@ pub mod eviction;
 pub mod fairness;
 pub mod hints;
 pub mod leases;
+pub mod liveness;
 pub mod planner;
 pub mod prefix;
 pub mod progress;

@@ -8,13 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relevo_wire::{
-    DeviceId, Epoch, GenerateRequest, Instant64, MapVersion, RequestError, SequenceId, blocks_for_tokens,
+    ClusterMap, DeviceId, DeviceRole, Epoch, GenerateRequest, Instant64, MapEntry, MapVersion, NodeId, RequestError,
+    SequenceId, Standing, blocks_for_tokens,
 };
 
 use super::drain_rate::DrainRate;
 use super::workers::{InFlight, Workers};
-use crate::coordinator::{ClusterMap, MapEntry, Standing};
-use crate::device::DeviceRole;
 use crate::policy::fairness::{Age, FairQueue, GENERATED_TOKEN_COST, PROMPT_TOKEN_COST, Waiting};
 use crate::policy::hints::{HintKey, PrefixChange, PrefixHints};
 use crate::policy::routing::{self, Disaggregate, Route};
@@ -88,6 +87,8 @@ pub enum RouterEvent {
     Refused(SequenceId),
     /// The coordinator has published: those that serve by it are the workers now, others are gone.
     Map(ClusterMap),
+    /// These nodes can be reached from here, and no others. Without this event it is the node that is alone.
+    Reachable(BTreeSet<NodeId>),
     /// A worker says what has changed in its prefix cache.
     PrefixChanged {
         /// Who.
@@ -135,6 +136,9 @@ pub struct RouterCore {
     limits: RouterLimits,
     /// The newest map that it has seen.
     map: (u64, MapVersion),
+    /// The devices of that map.
+    entries: Vec<MapEntry>,
+    reachable: BTreeSet<NodeId>,
     workers: Workers,
     queue: FairQueue,
     waiting: BTreeMap<usize, Entry>,
@@ -166,6 +170,8 @@ impl RouterCore {
         Self {
             limits,
             map: (0, MapVersion(0)),
+            entries: Vec::new(),
+            reachable: BTreeSet::from([NodeId::ALONE]),
             workers: Workers::new(limits.max_running, limits.max_prefilling),
             queue: FairQueue::default(),
             waiting: BTreeMap::new(),
@@ -190,6 +196,11 @@ impl RouterCore {
     /// Sequences with workers.
     pub fn num_in_flight(&self) -> usize {
         self.workers.num_in_flight()
+    }
+
+    /// A sequence that has workers.
+    pub fn in_flight(&self, sequence: SequenceId) -> Option<Arc<GenerateRequest>> {
+        self.workers.in_flight(sequence).map(|in_flight| Arc::clone(&in_flight.request))
     }
 
     /// What it knows of the prefixes that a worker holds.
@@ -218,7 +229,11 @@ impl RouterCore {
             }
             RouterEvent::Ended(sequence) => self.ended(sequence, now),
             RouterEvent::Refused(sequence) => self.refused(sequence, now),
-            RouterEvent::Map(map) => self.adopt(&map),
+            RouterEvent::Map(map) => self.adopt(map),
+            RouterEvent::Reachable(nodes) => {
+                self.reachable = nodes;
+                self.update_workers();
+            }
             RouterEvent::PrefixChanged { device, epoch, change } => {
                 // Nobody who waits has more room by it.
                 return self.workers.prefix_changed(device, epoch, &change);
@@ -231,13 +246,36 @@ impl RouterCore {
     }
 
     /// An older map is one that was overtaken, or of a coordinator that has been replaced.
-    fn adopt(&mut self, map: &ClusterMap) {
+    fn adopt(&mut self, map: ClusterMap) {
         if (map.term, map.version) <= self.map {
             return;
         }
         self.map = (map.term, map.version);
-        let serving = map.devices.iter().filter(|entry| entry.standing == Standing::Serving);
-        self.workers.update(&serving.map(worker).collect::<Vec<_>>());
+        self.entries = map.devices;
+        self.update_workers();
+    }
+
+    /// The workers are those that serve and can be reached. A role that none of them plays is played by all that are able.
+    fn update_workers(&mut self) {
+        let is_there = |entry: &&MapEntry| self.is_reachable(entry) && entry.standing == Standing::Serving;
+        let serving: Vec<&MapEntry> = self.entries.iter().filter(is_there).collect();
+        let is_played = |role| serving.iter().any(|entry| entry.facts.roles.contains(&role));
+        let (prefill, decode) = (is_played(DeviceRole::Prefill), is_played(DeviceRole::Decode));
+        let workers: Vec<_> = serving.iter().map(|entry| worker(entry, prefill, decode)).collect();
+        self.workers.update(&workers);
+    }
+
+    fn is_reachable(&self, entry: &MapEntry) -> bool {
+        self.reachable.contains(&entry.facts.device.node())
+    }
+
+    /// Whether there is none that serves, and none that is about to: who asks now need not wait to be told.
+    fn is_forsaken(&self) -> bool {
+        let may_come = |role| {
+            let may = |entry: &MapEntry| self.is_reachable(entry) && entry.facts.able.contains(&role);
+            self.entries.iter().any(may)
+        };
+        self.map > (0, MapVersion(0)) && !(may_come(DeviceRole::Prefill) && may_come(DeviceRole::Decode))
     }
 
     fn submit(
@@ -253,6 +291,11 @@ impl RouterCore {
             return;
         }
         if let Some(error) = self.never_fits(&request) {
+            effects.push(RouterEffect::Reject { sequence, error });
+            return;
+        }
+        if !admission.admitted && self.is_forsaken() {
+            let error = RequestError::NoWorker { retry_after: NO_WORKER_PATIENCE };
             effects.push(RouterEffect::Reject { sequence, error });
             return;
         }
@@ -407,13 +450,15 @@ impl RouterCore {
     }
 }
 
-fn worker(entry: &MapEntry) -> WorkerFacts {
+/// `prefill`, `decode`: whether anybody plays the role.
+fn worker(entry: &MapEntry, prefill: bool, decode: bool) -> WorkerFacts {
     let facts = &entry.facts;
+    let plays = |role, is_played: bool| (if is_played { &facts.roles } else { &facts.able }).contains(&role);
     WorkerFacts {
         device: facts.device,
         epoch: facts.epoch,
-        prefill: facts.roles.contains(&DeviceRole::Prefill),
-        decode: facts.roles.contains(&DeviceRole::Decode),
+        prefill: plays(DeviceRole::Prefill, prefill),
+        decode: plays(DeviceRole::Decode, decode),
         num_blocks: facts.num_blocks,
         max_context: facts.max_context,
     }

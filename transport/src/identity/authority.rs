@@ -29,9 +29,9 @@ use super::node_identity::{AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE, REVOCATIO
 use super::peer::{PeerIdentity, node_dns_name};
 use super::record::{Record, State};
 use super::revocation::Revocations;
-use super::role::Roles;
 use super::storage::{self, Access, StorageError, at};
 use super::subject::{Subject, SubjectError};
+use relevo_wire::Roles;
 
 /// How long a node's certificate is good.
 ///

@@ -15,7 +15,6 @@ mod peer;
 mod record;
 mod refusal;
 mod revocation;
-mod role;
 mod storage;
 mod subject;
 mod verifier;
@@ -29,7 +28,7 @@ pub use node_identity::{
 pub use peer::PeerIdentity;
 pub use record::{Record, State};
 pub use refusal::{Complaint, Refusal};
-pub use role::{Role, Roles, UnknownRole};
+pub use relevo_wire::{Role, Roles, UnknownRole};
 pub use storage::StorageError;
 pub use subject::SubjectError;
 pub use verifier::Expected;

@@ -4,8 +4,8 @@ use rustls::{AlertDescription, CertificateError, Error as TlsError, OtherError};
 
 use super::moment::Moment;
 use super::name::{ClusterId, Name};
-use super::role::Roles;
 use super::subject::SubjectError;
+use relevo_wire::Roles;
 
 /// Why a handshake ended without a connection, as far as certificates are concerned.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -92,6 +92,23 @@ pub enum Complaint {
 }
 
 impl Refusal {
+    /// Its word in the metrics.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::NoCertificate => "no_certificate",
+            Self::Unreadable(_) => "unreadable",
+            Self::WrongCluster { .. } => "wrong_cluster",
+            Self::UnknownAuthority => "unknown_authority",
+            Self::Expired { .. } => "expired",
+            Self::NotYetValid { .. } => "not_yet_valid",
+            Self::Revoked => "revoked",
+            Self::WrongName { .. } => "wrong_name",
+            Self::WrongRole { .. } => "wrong_role",
+            Self::Invalid(_) => "invalid",
+            Self::ByPeer(_) => "by_peer",
+        }
+    }
+
     /// The reason in an error of a handshake, if certificates are the reason.
     pub fn of(error: &TlsError) -> Option<Self> {
         match error {

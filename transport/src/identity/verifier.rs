@@ -13,7 +13,7 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 use super::name::{ClusterId, Name};
 use super::peer::PeerIdentity;
 use super::refusal::Refusal;
-use super::role::{Role, Roles};
+use relevo_wire::{Role, Roles};
 
 /// Who is expected at the other end.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use relevo_wire::{GenerateRequest, Instant64, RequestError, SequenceId, StreamEvent, blocks_for_tokens};
+use relevo_wire::{GenerateRequest, Instant64, NodeId, RequestError, SequenceId, StreamEvent, blocks_for_tokens};
 
 use super::{DeviceCore, Effect};
 use crate::device::interface::{Destination, DeviceEvent, DeviceRole, GrantedLease, SequenceOutcome};
@@ -127,6 +127,14 @@ impl DeviceCore {
         }
         if role == DeviceRole::Decode {
             self.release_all();
+        }
+    }
+
+    pub(super) fn abort_gateway(&mut self, gateway: NodeId, effects: &mut Vec<Effect>) {
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].as_ref().is_some_and(|sequence| sequence.id().request.gateway() == gateway) {
+                self.end_or_doom(slot, SequenceOutcome::Aborted, effects);
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use relevo_wire::{RequestId, SamplingParams, TenantId};
 
 use super::*;
-use crate::coordinator::DeviceFacts;
+use relevo_wire::DeviceFacts;
 
 const LIMITS: RouterLimits =
     RouterLimits { max_waiting: 6, max_running: 4, max_prefilling: 2, disaggregate: Disaggregate::Auto };
@@ -29,10 +29,12 @@ fn request(id: u64) -> Arc<GenerateRequest> {
 
 fn worker(device: u32, prefill: bool, decode: bool) -> MapEntry {
     let roles = [(prefill, DeviceRole::Prefill), (decode, DeviceRole::Decode)];
+    let roles: Vec<_> = roles.into_iter().filter(|(plays, _)| *plays).map(|(_, role)| role).collect();
     let facts = DeviceFacts {
         device: DeviceId(device),
         name: format!("cpu{device}"),
-        roles: roles.into_iter().filter(|(plays, _)| *plays).map(|(_, role)| role).collect(),
+        able: roles.clone(),
+        roles,
         epoch: Epoch(1),
         num_blocks: 100,
         max_context: 1000,
@@ -41,7 +43,7 @@ fn worker(device: u32, prefill: bool, decode: bool) -> MapEntry {
 }
 
 fn map(term: u64, version: u64, devices: Vec<MapEntry>) -> RouterEvent {
-    RouterEvent::Map(ClusterMap { term, version: MapVersion(version), devices })
+    RouterEvent::Map(ClusterMap { term, version: MapVersion(version), devices, nodes: Vec::new() })
 }
 
 fn both() -> RouterEvent {
