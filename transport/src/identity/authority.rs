@@ -4,6 +4,7 @@
 //! ca.pem             its certificate, which every node holds
 //! ca.key             its key, which stays here
 //! revoked.crl.pem    what it has revoked, which every node holds
+//! cluster.secret     32 random bytes, which every node holds and nobody else
 //! issued/*.pem       a copy of each certificate
 //! .lock              held while one is issued or revoked
 //! ```
@@ -25,11 +26,12 @@ use x509_parser::prelude::FromDer;
 
 use super::moment::Moment;
 use super::name::{ClusterId, Host, Name, Serial};
-use super::node_identity::{AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE, REVOCATIONS_FILE};
+use super::node_identity::{AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE, REVOCATIONS_FILE, SECRET_FILE};
 use super::peer::{PeerIdentity, node_dns_name};
 use super::record::{Record, State};
 use super::revocation::Revocations;
 use super::role::Roles;
+use super::secret::ClusterSecret;
 use super::storage::{self, Access, StorageError, at};
 use super::subject::{Subject, SubjectError};
 
@@ -57,6 +59,7 @@ pub struct Authority {
     name: Name,
     not_after: Moment,
     issuer: Issuer<'static, KeyPair>,
+    secret: ClusterSecret,
 }
 
 /// A node that wants a certificate.
@@ -111,6 +114,18 @@ pub enum AuthorityError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// A key or secret that is none: the user's fault.
+    #[error("{} can be read by everybody on this machine: chmod 600 it, and if others have seen it, replace it", path.display())]
+    Open {
+        /// Which.
+        path: PathBuf,
+    },
+    /// An authority from before clusters had a secret: the user's fault.
+    #[error("{0} is missing: `(umask 077; openssl rand -hex 32 > {0})` makes it; each node needs a copy in its folder", path.display())]
+    NoSecret {
+        /// Where it should be.
+        path: PathBuf,
+    },
     /// A copy of a certificate is not one of a node.
     #[error("{}", path.display())]
     Record {
@@ -153,7 +168,7 @@ impl Authority {
         if storage::is_taken(folder) {
             return Err(AuthorityError::Exists { path: folder.to_owned() });
         }
-        let cluster = ClusterId(random()?);
+        let (cluster, secret) = (ClusterId(random()?), ClusterSecret::draw()?);
         let not_after = now.plus(AUTHORITY_LIFETIME);
         let key = KeyPair::generate()?;
         let params = authority_params(cluster, name, now, not_after)?;
@@ -165,11 +180,12 @@ impl Authority {
             folder,
             &[
                 (AUTHORITY_KEY_FILE, &key_pem, Access::Secret),
+                (SECRET_FILE, &secret.to_text(), Access::Secret),
                 (REVOCATIONS_FILE, &revocations, Access::Open),
                 (AUTHORITY_FILE, &pem, Access::Open),
             ],
         )?;
-        Ok(Self { folder: folder.to_owned(), pem, cluster, name: name.clone(), not_after, issuer })
+        Ok(Self { folder: folder.to_owned(), pem, cluster, name: name.clone(), not_after, issuer, secret })
     }
 
     /// Opens the authority in a folder.
@@ -190,14 +206,20 @@ impl Authority {
         let Ok(Subject::Authority { cluster, name }) = Subject::of(&certificate) else {
             return Err(damaged(AUTHORITY_FILE, "not the certificate of an authority of ours"));
         };
-        let key = KeyPair::from_pem(&storage::read(&folder.join(AUTHORITY_KEY_FILE))?)
+        let key = KeyPair::from_pem(&read_private(folder, AUTHORITY_KEY_FILE)?)
             .map_err(|_| damaged(AUTHORITY_KEY_FILE, "no private key in PEM"))?;
         if key.public_key_raw() != &*certificate.public_key().subject_public_key.data {
             return Err(damaged(AUTHORITY_KEY_FILE, "the key of another certificate than ca.pem"));
         }
+        let secret_path = folder.join(SECRET_FILE);
+        if !secret_path.exists() {
+            return Err(AuthorityError::NoSecret { path: secret_path });
+        }
+        let secret = ClusterSecret::parse(&read_private(folder, SECRET_FILE)?)
+            .ok_or_else(|| damaged(SECRET_FILE, "expected 64 hexadecimal digits"))?;
         let not_after = Moment::of_certificate(certificate.validity().not_after);
         let issuer = Issuer::from_ca_cert_der(&der, key)?;
-        Ok(Self { folder: folder.to_owned(), pem, cluster, name, not_after, issuer })
+        Ok(Self { folder: folder.to_owned(), pem, cluster, name, not_after, issuer, secret })
     }
 
     /// The cluster's id, which stands in each certificate.
@@ -248,6 +270,7 @@ impl Authority {
                 (AUTHORITY_FILE, &self.pem, Access::Open),
                 (CERTIFICATE_FILE, &pem, Access::Open),
                 (KEY_FILE, &key.serialize_pem(), Access::Secret),
+                (SECRET_FILE, &self.secret.to_text(), Access::Secret),
                 (REVOCATIONS_FILE, &revocations, Access::Open),
             ],
         )?;
@@ -358,6 +381,13 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         Ok(params)
     }
+}
+
+/// Reads what nobody else may read.
+fn read_private(folder: &Path, file: &str) -> Result<String, AuthorityError> {
+    let path = folder.join(file);
+    let text = storage::read(&path)?;
+    if storage::is_open_to_all(&path)? { Err(AuthorityError::Open { path }) } else { Ok(text) }
 }
 
 fn authority_params(

@@ -102,6 +102,23 @@ impl Refusal {
         }
     }
 
+    /// A word for its kind, the same in every version: what refusals are counted by.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::NoCertificate => "no_certificate",
+            Self::Unreadable(_) => "unreadable",
+            Self::WrongCluster { .. } => "wrong_cluster",
+            Self::UnknownAuthority => "unknown_authority",
+            Self::Expired { .. } => "expired",
+            Self::NotYetValid { .. } => "not_yet_valid",
+            Self::Revoked => "revoked",
+            Self::WrongName { .. } => "wrong_name",
+            Self::WrongRole { .. } => "wrong_role",
+            Self::Invalid(_) => "invalid",
+            Self::ByPeer(_) => "by_peer",
+        }
+    }
+
     fn of_fault(fault: &CertificateError) -> Self {
         match fault {
             CertificateError::Other(OtherError(inner)) => match inner.downcast_ref::<Self>() {

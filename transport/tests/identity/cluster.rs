@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use relevo_transport::identity::{Authority, Host, Issued, Moment, Name, NodeIdentity, NodeRequest, Role};
+use relevo_transport::identity::{Authority, Host, Issued, LiveIdentity, Moment, Name, NodeRequest, Role};
 
 /// When everything in these tests happens: 2026-01-01.
 pub(crate) const NOW: Moment = Moment(1_767_225_600);
@@ -35,20 +35,25 @@ impl Cluster {
     }
 
     /// What a node holds that was just issued for.
-    pub(crate) fn node(&self, node: &str, roles: &[Role]) -> NodeIdentity {
+    pub(crate) fn node(&self, node: &str, roles: &[Role]) -> LiveIdentity {
         self.issue(node, roles);
         self.load(node)
     }
 
-    pub(crate) fn load(&self, node: &str) -> NodeIdentity {
-        NodeIdentity::load(&self.path(node)).unwrap()
+    pub(crate) fn load(&self, node: &str) -> LiveIdentity {
+        LiveIdentity::load(&self.path(node)).unwrap()
     }
 
     /// Revokes a node, and tells another of it.
-    pub(crate) fn revoke(&self, node: &str, told: &str) -> NodeIdentity {
+    pub(crate) fn revoke(&self, node: &str, told: &str) -> LiveIdentity {
         self.authority.revoke(&name(node), NOW).unwrap();
-        std::fs::copy(self.authority.revocations_path(), self.path(told).join("revoked.crl.pem")).unwrap();
+        self.tell(told);
         self.load(told)
+    }
+
+    /// Copies the present revocation list into a node's folder.
+    pub(crate) fn tell(&self, node: &str) {
+        std::fs::copy(self.authority.revocations_path(), self.path(node).join("revoked.crl.pem")).unwrap();
     }
 }
 

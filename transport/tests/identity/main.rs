@@ -9,3 +9,4 @@ mod handshakes;
 mod hostile;
 mod meeting;
 mod node_folders;
+mod reloads;
