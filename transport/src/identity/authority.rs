@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, SerialNumber,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -80,6 +80,12 @@ pub struct Issued {
     pub node: PeerIdentity,
     /// Certificates of the same name that are good as well, until they end or are revoked.
     pub still_valid: Vec<Serial>,
+}
+
+/// A certificate that was just signed.
+pub(super) struct Signed {
+    pub(super) pem: String,
+    pub(super) node: PeerIdentity,
 }
 
 /// Why the authority did not do as asked.
@@ -258,24 +264,38 @@ impl Authority {
         let still_valid = self.list(now)?.into_iter().filter(same_name).map(|record| record.node.serial).collect();
 
         let key = KeyPair::generate()?;
-        let (serial, not_after) = (fresh_serial()?, now.plus(NODE_LIFETIME).min(self.not_after));
-        let params = self.node_params(request, &serial, now, not_after)?;
-        let pem = params.signed_by(&key, &self.issuer)?.pem();
-        // It is on record before anybody has it: what nobody knows of, nobody can revoke.
-        self.record(&request.name, &serial, &pem)?;
-        let revocations = storage::read(&self.revocations_path())?;
+        let signed = self.sign(request, &key, now)?;
+        let revocations = self.revocations_pem()?;
         storage::write_folder(
             out,
             &[
                 (AUTHORITY_FILE, &self.pem, Access::Open),
-                (CERTIFICATE_FILE, &pem, Access::Open),
+                (CERTIFICATE_FILE, &signed.pem, Access::Open),
                 (KEY_FILE, &key.serialize_pem(), Access::Secret),
                 (SECRET_FILE, &self.secret.to_text(), Access::Secret),
                 (REVOCATIONS_FILE, &revocations, Access::Open),
             ],
         )?;
+        Ok(Issued { node: signed.node, still_valid })
+    }
+
+    /// Signs a certificate for a node's key, and keeps a copy. The lock is held.
+    pub(super) fn sign(
+        &self,
+        request: &NodeRequest,
+        key: &impl PublicKeyData,
+        now: Moment,
+    ) -> Result<Signed, AuthorityError> {
+        if request.roles.is_empty() {
+            return Err(AuthorityError::NoRole(request.name.clone()));
+        }
+        let (serial, not_after) = (fresh_serial()?, now.plus(NODE_LIFETIME).min(self.not_after));
+        let params = self.node_params(request, &serial, now, not_after)?;
+        let pem = params.signed_by(key, &self.issuer)?.pem();
+        // It is on record before anybody has it: what nobody knows of, nobody can revoke.
+        self.record(&request.name, &serial, &pem)?;
         let (name, roles, cluster) = (request.name.clone(), request.roles, self.cluster);
-        Ok(Issued { node: PeerIdentity { name, roles, cluster, serial, not_after }, still_valid })
+        Ok(Signed { pem, node: PeerIdentity { name, roles, cluster, serial, not_after } })
     }
 
     /// Revokes all certificates of a node that are still good, and returns their serials. Nodes obey once they have the new list.
@@ -307,23 +327,46 @@ impl Authority {
     /// # Errors
     /// Transient, or a damaged folder.
     pub fn list(&self, now: Moment) -> Result<Vec<Record>, AuthorityError> {
+        self.records(now, |_| true)
+    }
+
+    /// Those of one name, without a look at the others.
+    pub(super) fn list_of(&self, name: &Name, now: Moment) -> Result<Vec<Record>, AuthorityError> {
+        // A name has no dot: of `a`, nothing is taken for one of `a-b`.
+        let prefix = format!("{name}.");
+        let mut records = self.records(now, |file| file.starts_with(&prefix))?;
+        records.retain(|record| record.node.name == *name);
+        Ok(records)
+    }
+
+    /// * `is_wanted`: by the file's name.
+    fn records(&self, now: Moment, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Record>, AuthorityError> {
         let revocations = self.revocations()?;
         let folder = self.folder.join(ISSUED_FOLDER);
         let mut records = Vec::new();
         for entry in entries(&folder)? {
             let path = at("cannot read", &folder, entry)?.path();
-            let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-            if is_hidden || path.extension().is_none_or(|extension| extension != "pem") {
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            if file.starts_with('.') || !file.ends_with(".pem") || !is_wanted(&file) {
                 continue;
             }
             let record = Record::parse(&storage::read(&path)?, &revocations, now);
-            records.push(record.map_err(|source| AuthorityError::Record { path, source })?);
+            records.push(record.map_err(|source| AuthorityError::Record { path: path.clone(), source })?);
         }
         records.sort_by(|a, b| {
             let key = |record: &Record| (record.node.name.clone(), record.node.not_after, record.node.serial.clone());
             key(a).cmp(&key(b))
         });
         Ok(records)
+    }
+
+    /// Its own certificate.
+    pub(super) fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    pub(super) fn revocations_pem(&self) -> Result<String, AuthorityError> {
+        Ok(storage::read(&self.revocations_path())?)
     }
 
     fn revocations(&self) -> Result<Revocations, AuthorityError> {
@@ -341,7 +384,7 @@ impl Authority {
     }
 
     /// Keeps other commands out while this one changes something; let go when it is dropped.
-    fn lock(&self, now: Moment) -> Result<File, AuthorityError> {
+    pub(super) fn lock(&self, now: Moment) -> Result<File, AuthorityError> {
         if self.not_after < now {
             return Err(AuthorityError::Expired { folder: self.folder.clone(), not_after: self.not_after });
         }

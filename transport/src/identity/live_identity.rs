@@ -142,6 +142,18 @@ impl LiveIdentity {
         now <= peer.not_after && !self.is_revoked(peer)
     }
 
+    /// Lets the folder be changed by ourselves. It is read before, so that the change is made to what it holds, and after, so that what is present is
+    /// what it holds.
+    pub(super) fn rewrite<E: From<ReloadError>>(
+        &self,
+        change: impl FnOnce(&Path, &NodeIdentity) -> Result<(), E>,
+    ) -> Result<Reloaded, E> {
+        let mut seen = self.seen();
+        let before = self.reload_seen(&mut seen)?;
+        change(&self.0.folder, &self.present())?;
+        Ok(before.and(self.reload_seen(&mut seen)?))
+    }
+
     fn seen(&self) -> MutexGuard<'_, FolderStamp> {
         self.0.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
-use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
@@ -22,6 +21,7 @@ use super::revocation::Revocations;
 use super::secret::ClusterSecret;
 use super::storage::{self, StorageError};
 use super::subject::{Subject, SubjectError};
+use super::validity::Validity;
 use crate::crypto::crypto_provider;
 
 /// The cluster's authority, in a node's folder.
@@ -30,6 +30,8 @@ pub const AUTHORITY_FILE: &str = "ca.pem";
 pub const CERTIFICATE_FILE: &str = "node.pem";
 /// Its key.
 pub const KEY_FILE: &str = "node.key";
+/// Its next key, while a renewal exchanges the two. Where one was cut off, it may be the one that belongs to the certificate.
+pub const NEXT_KEY_FILE: &str = "node.key.next";
 /// What the authority has revoked.
 pub const REVOCATIONS_FILE: &str = "revoked.crl.pem";
 /// What all nodes of the cluster know and nobody else does.
@@ -39,8 +41,8 @@ pub const SECRET_FILE: &str = "cluster.secret";
 pub struct NodeIdentity {
     own: PeerIdentity,
     shown: Arc<CertifiedKey>,
-    /// Of the authority, as it stands in its certificate.
-    authority_key: Vec<u8>,
+    validity: Validity,
+    authority: AuthorityCertificate,
     revocations: Revocations,
     callers: Arc<dyn ClientCertVerifier>,
     answerers: Arc<WebPkiServerVerifier>,
@@ -132,25 +134,46 @@ impl NodeIdentity {
     /// # Errors
     /// The user's fault: see [`LoadError`].
     pub fn load(folder: &Path) -> Result<Self, LoadError> {
-        let provider = crypto_provider();
-        let shown = read_shown(folder, &provider)?;
+        let (shown, _) = read_shown(folder)?;
+        let [authority, list] = [AUTHORITY_FILE, REVOCATIONS_FILE].map(|file| storage::read(&folder.join(file)));
+        Self::assemble(folder, shown, [&authority?, &list?], read_secret(folder)?)
+    }
+
+    /// Whether the key that belongs to the folder's certificate is [`NEXT_KEY_FILE`].
+    pub(super) fn has_next_key(folder: &Path) -> Result<bool, LoadError> {
+        read_shown(folder).map(|(_, file)| file == NEXT_KEY_FILE)
+    }
+
+    /// What [`Self::load`] will find when the folder holds these, in PEM: certificate, key, the authority's certificate, revocation list.
+    pub(super) fn renewed(&self, folder: &Path, pems: [&str; 4]) -> Result<Self, LoadError> {
+        let [certificate, key, authority, list] = pems;
+        let key = parse_pem(&folder.join(NEXT_KEY_FILE), "private key", key)?;
+        let shown = shown(folder, certificate, key)?;
+        Self::assemble(folder, shown, [authority, list], self.secret.clone())
+    }
+
+    /// * `pems`: the authority's certificate, the revocation list.
+    fn assemble(folder: &Path, shown: CertifiedKey, pems: [&str; 2], secret: ClusterSecret) -> Result<Self, LoadError> {
+        let [authority, list] = pems;
         let path = folder.join(CERTIFICATE_FILE);
-        let own = PeerIdentity::of_chain(&shown.cert).map_err(|source| LoadError::Subject { path, source })?;
-        let (authority, cluster, authority_key) = read_authority(folder)?;
+        let (own, validity) = read_own(&shown).map_err(|source| LoadError::Subject { path: path.clone(), source })?;
+        let (authority, cluster) = AuthorityCertificate::parse(&folder.join(AUTHORITY_FILE), authority)?;
         if own.cluster != cluster {
-            let reason = Refusal::WrongCluster { found: own.cluster, expected: cluster };
-            return Err(LoadError::Mismatch { path: folder.join(CERTIFICATE_FILE), reason });
+            return Err(LoadError::Mismatch {
+                path,
+                reason: Refusal::WrongCluster { found: own.cluster, expected: cluster },
+            });
         }
-        let list = read_pem::<CertificateRevocationListDer<'static>>(&folder.join(REVOCATIONS_FILE), REVOCATION_LIST)?;
-        let revocations = Revocations::of_der(&list)
-            .ok_or_else(|| LoadError::NotPem { path: folder.join(REVOCATIONS_FILE), expected: REVOCATION_LIST })?;
-        let secret = read_secret(folder)?;
+        let path = folder.join(REVOCATIONS_FILE);
+        let list = parse_pem::<CertificateRevocationListDer<'static>>(&path, REVOCATION_LIST, list)?;
+        let revocations = Revocations::of_der(&list).ok_or(LoadError::NotPem { path, expected: REVOCATION_LIST })?;
 
         let mut roots = RootCertStore::empty();
-        roots.add(authority).map_err(|source| LoadError::Tls { folder: folder.to_owned(), source })?;
-        let (callers, answerers) = chains(Arc::new(roots), list, &provider)
+        roots.add(authority.der.clone()).map_err(|source| LoadError::Tls { folder: folder.to_owned(), source })?;
+        let (callers, answerers) = chains(Arc::new(roots), list)
             .map_err(|source| LoadError::Verifier { folder: folder.to_owned(), source })?;
-        let identity = Self { own, shown, authority_key, revocations, callers, answerers, secret };
+        let shown = Arc::new(shown);
+        let identity = Self { own, validity, shown, authority, revocations, callers, answerers, secret };
         identity.check_itself(folder)?;
         Ok(identity)
     }
@@ -158,6 +181,11 @@ impl NodeIdentity {
     /// Who this node is.
     pub fn own(&self) -> &PeerIdentity {
         &self.own
+    }
+
+    /// The time of its certificate.
+    pub fn validity(&self) -> Validity {
+        self.validity
     }
 
     /// What all nodes of the cluster know and nobody else does: derive keys from it, and never show it.
@@ -179,8 +207,8 @@ impl NodeIdentity {
         &self.answerers
     }
 
-    pub(super) fn authority_key(&self) -> &[u8] {
-        &self.authority_key
+    pub(super) fn authority(&self) -> &AuthorityCertificate {
+        &self.authority
     }
 
     pub(super) fn revocations(&self) -> &Revocations {
@@ -205,32 +233,58 @@ impl NodeIdentity {
 
 const REVOCATION_LIST: &str = "revocation list";
 
-/// The node's certificate with the key that belongs to it.
-fn read_shown(folder: &Path, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, LoadError> {
-    let tls = |source| LoadError::Tls { folder: folder.to_owned(), source };
-    let path = folder.join(KEY_FILE);
-    let key = read_pem::<PrivateKeyDer<'static>>(&path, "private key")?;
+/// The certificate of the cluster's authority.
+#[derive(PartialEq, Eq)]
+pub(super) struct AuthorityCertificate {
+    der: CertificateDer<'static>,
+    /// Its public key with its kind: with another key, it is another authority.
+    pub(super) key: Vec<u8>,
+}
+
+impl AuthorityCertificate {
+    /// It and its cluster.
+    fn parse(path: &Path, pem: &str) -> Result<(Self, ClusterId), LoadError> {
+        let der = parse_pem::<CertificateDer<'static>>(path, "certificate", pem)?;
+        let parsed = X509Certificate::from_der(&der).map_err(|_| SubjectError::NotX509);
+        let read = parsed.and_then(|(_, certificate)| match Subject::of(&certificate)? {
+            Subject::Authority { cluster, .. } => Ok((cluster, certificate.public_key().raw.to_vec())),
+            Subject::Node { .. } => Err(SubjectError::OtherKind),
+        });
+        let (cluster, key) = read.map_err(|source| LoadError::Subject { path: path.to_owned(), source })?;
+        Ok((Self { der, key }, cluster))
+    }
+}
+
+/// The node's certificate with the key that belongs to it, and the file of that key.
+fn read_shown(folder: &Path) -> Result<(CertifiedKey, &'static str), LoadError> {
+    let pair = |file| read_pair(folder, file).map(|shown| (shown, file));
+    // Once more in the end: another process may be exchanging the two, and have finished between the first look and the second.
+    pair(KEY_FILE).or_else(|_| pair(NEXT_KEY_FILE)).or_else(|_| pair(KEY_FILE))
+}
+
+fn read_pair(folder: &Path, key_file: &str) -> Result<CertifiedKey, LoadError> {
+    let path = folder.join(key_file);
+    let key = parse_pem(&path, "private key", &storage::read(&path)?)?;
     if storage::is_open_to_all(&path)? {
         return Err(LoadError::OpenKey { path });
     }
-    let certificate = read_pem::<CertificateDer<'static>>(&folder.join(CERTIFICATE_FILE), "certificate")?;
-    let key = provider.key_provider.load_private_key(key).map_err(tls)?;
-    let shown = CertifiedKey::new(vec![certificate], key);
-    shown.keys_match().map_err(tls)?;
-    Ok(Arc::new(shown))
+    shown(folder, &storage::read(&folder.join(CERTIFICATE_FILE))?, key)
 }
 
-/// The authority's certificate, its cluster and its key.
-fn read_authority(folder: &Path) -> Result<(CertificateDer<'static>, ClusterId, Vec<u8>), LoadError> {
-    let path = folder.join(AUTHORITY_FILE);
-    let der = read_pem::<CertificateDer<'static>>(&path, "certificate")?;
-    let parsed = X509Certificate::from_der(&der).map_err(|_| SubjectError::NotX509);
-    let read = parsed.and_then(|(_, certificate)| match Subject::of(&certificate)? {
-        Subject::Authority { cluster, .. } => Ok((cluster, certificate.public_key().raw.to_vec())),
-        Subject::Node { .. } => Err(SubjectError::OtherKind),
-    });
-    let (cluster, key) = read.map_err(|source| LoadError::Subject { path, source })?;
-    Ok((der, cluster, key))
+fn shown(folder: &Path, certificate: &str, key: PrivateKeyDer<'static>) -> Result<CertifiedKey, LoadError> {
+    let certificate = parse_pem(&folder.join(CERTIFICATE_FILE), "certificate", certificate)?;
+    let tls = |source| LoadError::Tls { folder: folder.to_owned(), source };
+    let key = crypto_provider().key_provider.load_private_key(key).map_err(tls)?;
+    let shown = CertifiedKey::new(vec![certificate], key);
+    shown.keys_match().map_err(tls)?;
+    Ok(shown)
+}
+
+fn read_own(shown: &CertifiedKey) -> Result<(PeerIdentity, Validity), SubjectError> {
+    let der = shown.cert.first().ok_or(SubjectError::Missing)?;
+    let own = PeerIdentity::of_der(der)?;
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| SubjectError::NotX509)?;
+    Ok((own, Validity::of(&certificate)))
 }
 
 fn read_secret(folder: &Path) -> Result<ClusterSecret, LoadError> {
@@ -250,14 +304,12 @@ type Chains = (Arc<dyn ClientCertVerifier>, Arc<WebPkiServerVerifier>);
 fn chains(
     roots: Arc<RootCertStore>,
     list: CertificateRevocationListDer<'static>,
-    provider: &Arc<CryptoProvider>,
 ) -> Result<Chains, VerifierBuilderError> {
-    let callers = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone());
-    let answerers = WebPkiServerVerifier::builder_with_provider(roots, provider.clone());
+    let callers = WebPkiClientVerifier::builder_with_provider(roots.clone(), crypto_provider());
+    let answerers = WebPkiServerVerifier::builder_with_provider(roots, crypto_provider());
     Ok((callers.with_crls([list.clone()]).build()?, answerers.with_crls([list]).build()?))
 }
 
-fn read_pem<T: PemObject>(path: &Path, expected: &'static str) -> Result<T, LoadError> {
-    let text = storage::read(path)?;
+fn parse_pem<T: PemObject>(path: &Path, expected: &'static str, text: &str) -> Result<T, LoadError> {
     T::from_pem_slice(text.as_bytes()).map_err(|_| LoadError::NotPem { path: path.to_owned(), expected })
 }

@@ -76,6 +76,10 @@ impl Reloaded {
         self == Self::default()
     }
 
+    pub(super) fn and(self, then: Self) -> Self {
+        Self { certificate: self.certificate | then.certificate, revocations: self.revocations | then.revocations }
+    }
+
     /// What the next identity changes, if it may follow the present one.
     pub(super) fn of(present: &NodeIdentity, next: &NodeIdentity) -> Result<Self, ReloadError> {
         check_same_node(present, next)?;
@@ -95,7 +99,7 @@ fn check_same_node(present: &NodeIdentity, next: &NodeIdentity) -> Result<(), Re
     if own.name != found.name {
         return Err(ReloadError::OtherNode { found: found.name.clone(), present: own.name.clone() });
     }
-    if present.authority_key() != next.authority_key() {
+    if present.authority().key != next.authority().key {
         return Err(ReloadError::OtherAuthority);
     }
     if present.cluster_secret() != next.cluster_secret() {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyUsagePurpose, SanType};
 use relevo_transport::identity::{Authority, Host, Issued, LiveIdentity, Moment, Name, NodeRequest, Role};
 
 /// When everything in these tests happens: 2026-01-01.
@@ -64,4 +65,16 @@ pub(crate) fn name(text: &str) -> Name {
 pub(crate) fn request(node: &str, roles: &[Role]) -> NodeRequest {
     let hosts = ["127.0.0.1", "node.example.org"].map(|host| host.parse::<Host>().unwrap());
     NodeRequest { name: name(node), roles: roles.iter().copied().collect(), hosts: hosts.to_vec() }
+}
+
+/// What stands in the certificate of a cluster's authority, or of somebody who wants to be taken for it.
+pub(crate) fn authority_params(cluster: &Cluster) -> CertificateParams {
+    let id = cluster.authority.cluster();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, format!("Relevo cluster test {id}"));
+    params.subject_alt_names = vec![SanType::URI(format!("relevo://{id}/authority/test").try_into().unwrap())];
+    params
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use relevo_transport::identity::{Complaint, Expected, Moment, PROTOCOL, Refusal, Role, Roles};
-use rustls::ProtocolVersion;
+use relevo_transport::identity::{Complaint, Expected, Moment, PROTOCOL, Refusal, Role, Roles, SubjectError};
+use rustls::{CertificateError, ProtocolVersion};
 
 use super::cluster::{Cluster, NOW, days_later, name};
 use super::meeting::{client, client_for, meet, meet_again, server, server_for};
@@ -157,5 +157,27 @@ fn a_renewed_certificate_is_as_good_as_the_one_before() {
         let dialling = client_for(&node, Expected::node(name("decode-1")), days_later(20));
         let (_, there) = meet(dialling, server_for(&decode, Expected::one_of([Role::Prefill]), days_later(20)));
         assert_eq!(there.peer(), node.own());
+    }
+}
+
+#[test]
+fn refusals_are_counted_by_words_that_stay() {
+    let name = || name("a");
+    let cluster = Cluster::new().authority.cluster();
+    let words = [
+        (Refusal::NoCertificate, "no_certificate"),
+        (Refusal::Unreadable(SubjectError::NoName), "unreadable"),
+        (Refusal::WrongCluster { found: cluster, expected: cluster }, "wrong_cluster"),
+        (Refusal::UnknownAuthority, "unknown_authority"),
+        (Refusal::Expired { not_after: None }, "expired"),
+        (Refusal::NotYetValid { not_before: None }, "not_yet_valid"),
+        (Refusal::Revoked, "revoked"),
+        (Refusal::WrongName { found: name(), expected: name() }, "wrong_name"),
+        (Refusal::WrongRole { name: name(), found: Roles::default(), expected: Roles::default() }, "wrong_role"),
+        (Refusal::Invalid(CertificateError::BadSignature), "invalid"),
+        (Refusal::ByPeer(Complaint::Revoked), "by_peer"),
+    ];
+    for (refusal, word) in words {
+        assert_eq!(refusal.label(), word);
     }
 }

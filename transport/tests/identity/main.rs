@@ -10,3 +10,4 @@ mod hostile;
 mod meeting;
 mod node_folders;
 mod reloads;
+mod renewals;

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
+use rcgen::{CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair};
 use relevo_transport::identity::{
-    Complaint, Expected, Issued, LiveIdentity, LoadError, Moment, PROTOCOL, PeerIdentity, Refusal, ReloadError,
-    Reloaded, Role,
+    Authority, Complaint, Expected, Issued, LiveIdentity, LoadError, Moment, PROTOCOL, PeerIdentity, Refusal,
+    ReloadError, Reloaded, Role,
 };
 use rustls::{ClientConfig, ServerConfig};
 
-use super::cluster::{Cluster, DAY, NOW, days_later, name, request};
+use super::cluster::{Cluster, DAY, NOW, authority_params, days_later, name, request};
 use super::meeting::{At, client, meet_again, server};
 
 const NOTHING: Reloaded = Reloaded { certificate: false, revocations: false };
@@ -195,6 +196,33 @@ fn a_folder_of_another_node_or_cluster_is_refused() {
     assert!(matches!(error, ReloadError::OtherSecret), "{error}");
     let error = refused(&pair, &pair.cluster.path("prefill-1"), &["node.key"]);
     assert!(matches!(error, ReloadError::Load(LoadError::Tls { .. })), "{error}");
+}
+
+#[test]
+fn an_authority_with_another_key_is_refused_though_it_gives_itself_our_name() {
+    let pair = Pair::new();
+    let (cluster, ca) = (&pair.cluster, pair.cluster.path("usurper"));
+    let (params, key) = (authority_params(cluster), KeyPair::generate().unwrap());
+    fs::create_dir(&ca).unwrap();
+    copy(&cluster.path("ca"), &ca, &["cluster.secret", "ca.key"]);
+    fs::write(ca.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+    fs::write(ca.join("ca.key"), key.serialize_pem()).unwrap();
+    let list = CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2026, 1, 1),
+        next_update: rcgen::date_time_ymd(2036, 1, 1),
+        crl_number: 1_u64.into(),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let list = list.signed_by(&Issuer::new(params, key)).unwrap().pem().unwrap();
+    fs::write(ca.join("revoked.crl.pem"), list).unwrap();
+
+    let out = cluster.path("usurped");
+    let usurper = Authority::load(&ca).unwrap();
+    usurper.issue(&request("decode-1", &[Role::Decode]), &out, NOW).unwrap();
+    let error = refused(&pair, &out, &ALL);
+    assert!(matches!(error, ReloadError::OtherAuthority), "{error}");
 }
 
 #[test]
