@@ -138,7 +138,7 @@ impl Directory {
 }
 
 fn own_entry(network: &Network) -> NodeEntry {
-    let (node, name) = (network.node(), network.name().to_string());
+    let (node, name) = (network.node(), network.name.to_string());
     NodeEntry { node, name, roles: network.roles, listen: network.listen }
 }
 

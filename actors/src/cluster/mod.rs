@@ -139,12 +139,12 @@ impl Cluster {
     }
 
     /// A snapshot of the whole; other nodes are asked, and get a moment to answer.
-    pub async fn status(&self) -> ClusterStatus {
+    pub async fn status_of_all(&self) -> ClusterStatus {
         snapshot::status(&self.directory, self.queues.status()).await
     }
 
     /// What this process says of itself, at once.
-    pub fn own_status(&self) -> ClusterStatus {
+    pub fn status(&self) -> ClusterStatus {
         snapshot::alone(&self.directory, self.queues.status())
     }
 

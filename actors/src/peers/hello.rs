@@ -133,7 +133,7 @@ fn from_bytes(bytes: &[u8]) -> Result<Hello, HelloError> {
 
 fn check(network: &Network, connection: &ControlConnection, own: &Hello, hello: &Hello) -> Result<(), HelloError> {
     let peer = connection.peer();
-    if peer.name == *network.name() {
+    if peer.name == network.name {
         return Err(HelloError::Itself);
     }
     if NodeId::of_name(peer.name.as_str()) == network.node() {

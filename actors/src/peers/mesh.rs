@@ -161,7 +161,7 @@ impl MeshState {
     async fn learn(&mut self, nodes: Vec<NodeEntry>) -> Result<(), ActorProcessingErr> {
         for entry in nodes {
             let Ok(name) = entry.name.parse::<Name>() else { continue };
-            if name != *self.network.name()
+            if name != self.network.name
                 && let Some(peer) = self.peer(&name).await?
             {
                 let _ = peer.cast(PeerLinkMessage::Known(entry.listen));

@@ -6,6 +6,9 @@ use relevo_transport::NodeEndpoint;
 use relevo_transport::identity::Name;
 use relevo_wire::{ModelFacts, NodeId, Roles};
 
+/// What the cluster's secret is used for here, see [`blake3::derive_key`].
+const SESSION_CONTEXT: &str = "relevo 2026-11 ractor_cluster cookie";
+
 /// A node's place in a cluster.
 #[derive(Clone)]
 pub struct Network {
@@ -21,18 +24,18 @@ pub struct Network {
     pub incarnation: u64,
     /// What it computes or serves.
     pub model: ModelFacts,
-    /// Known to the cluster's nodes and to nobody else: sessions begin with it.
-    pub session_secret: [u8; 32],
+    /// Its name, as its certificate has it from the first to the last.
+    pub name: Name,
 }
 
 impl Network {
-    /// Its name, by its certificate.
-    pub fn name(&self) -> &Name {
-        &self.endpoint.own().name
+    /// What sessions begin with: known to the cluster's nodes and to nobody else.
+    pub(super) fn session_secret(&self) -> [u8; 32] {
+        blake3::derive_key(SESSION_CONTEXT, &self.endpoint.identity().present().cluster_secret())
     }
 
     /// Its number.
     pub fn node(&self) -> NodeId {
-        NodeId::of_name(self.name().as_str())
+        NodeId::of_name(self.name.as_str())
     }
 }

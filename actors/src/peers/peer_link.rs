@@ -119,7 +119,7 @@ impl Actor for PeerLinkActor {
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         let ticker = Ticker::start(myself.clone(), TICK, || PeerLinkMessage::Tick);
-        let waits = arguments.network.name() > &arguments.name;
+        let waits = arguments.network.name > arguments.name;
         Ok(PeerLinkState {
             node: NodeId::of_name(arguments.name.as_str()),
             arguments,
@@ -240,12 +240,12 @@ impl PeerLinkState {
     }
 
     fn is_preferred(&self, connection: &ControlConnection) -> bool {
-        connection.is_dialler() == (self.arguments.network.name() < &self.arguments.name)
+        connection.is_dialler() == (self.arguments.network.name < self.arguments.name)
     }
 
     async fn begin(&mut self, greeted: Greeted) -> Result<(), ActorProcessingErr> {
         let Greeted { connection, hello, writer, reader } = greeted;
-        let (own, peer) = (self.arguments.network.name().clone(), self.arguments.name.clone());
+        let (own, peer) = (self.arguments.network.name.clone(), self.arguments.name.clone());
         let secrets = connection.secret(b"relevo message").zip(connection.secret(b"relevo facade"));
         let Some((secret, group)) = secrets else {
             connection.close("no secret");

@@ -25,11 +25,11 @@ impl Sessions {
     /// Of this node, in this start of it: two incarnations of one name must not pass for one, see STALE names in `ractor_cluster`'s elections.
     pub(super) async fn start(network: &Network, parent: ActorCell) -> Result<Self, SpawnErr> {
         let mut cookie = String::new();
-        for byte in network.session_secret {
+        for byte in network.session_secret() {
             // A string takes all that is written to it.
             let _ = write!(cookie, "{byte:02x}");
         }
-        let name = format!("{}.{:016x}", network.name(), network.incarnation);
+        let name = format!("{}.{:016x}", network.name, network.incarnation);
         let server = NodeServer::new(0, cookie, name, "relevo".to_owned(), None, Some(NodeConnectionMode::Isolated))
             .with_listen_addr(IpAddr::V4(Ipv4Addr::LOCALHOST))
             .with_max_inbound_frame_size(MAX_CONTROL_BYTES as u64 + FRAME_OVERHEAD);

@@ -92,7 +92,17 @@ pub enum Complaint {
 }
 
 impl Refusal {
-    /// Its word in the metrics.
+    /// The reason in an error of a handshake, if certificates are the reason.
+    pub fn of(error: &TlsError) -> Option<Self> {
+        match error {
+            TlsError::NoCertificatesPresented => Some(Self::NoCertificate),
+            TlsError::InvalidCertificate(fault) => Some(Self::of_fault(fault)),
+            TlsError::AlertReceived(alert) => Complaint::of(*alert).map(Self::ByPeer),
+            _ => None,
+        }
+    }
+
+    /// A word for its kind, the same in every version: what refusals are counted by.
     pub const fn label(&self) -> &'static str {
         match self {
             Self::NoCertificate => "no_certificate",
@@ -106,16 +116,6 @@ impl Refusal {
             Self::WrongRole { .. } => "wrong_role",
             Self::Invalid(_) => "invalid",
             Self::ByPeer(_) => "by_peer",
-        }
-    }
-
-    /// The reason in an error of a handshake, if certificates are the reason.
-    pub fn of(error: &TlsError) -> Option<Self> {
-        match error {
-            TlsError::NoCertificatesPresented => Some(Self::NoCertificate),
-            TlsError::InvalidCertificate(fault) => Some(Self::of_fault(fault)),
-            TlsError::AlertReceived(alert) => Complaint::of(*alert).map(Self::ByPeer),
-            _ => None,
         }
     }
 

@@ -18,7 +18,7 @@ use super::control::ControlConnection;
 use super::endpoint::{CLOSE_PATIENCE, MAX_CONNECTIONS, QuicError};
 use super::settings::{self, ALPN, Patience};
 use super::{dial, serve, socket};
-use crate::identity::{Expected, Name, NodeIdentity, PROTOCOL, PeerIdentity, Refusal, SubjectError};
+use crate::identity::{Expected, LiveIdentity, Name, PROTOCOL, PeerIdentity, Refusal, SubjectError};
 use crate::link::{FrameSender, link};
 use crate::receive::FrameSink;
 
@@ -33,7 +33,7 @@ const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(3);
 pub struct NodeEndpoint {
     endpoint: Endpoint,
     address: SocketAddr,
-    identity: Arc<NodeIdentity>,
+    identity: LiveIdentity,
     patience: Patience,
 }
 
@@ -85,9 +85,8 @@ impl NodeEndpoint {
     ///
     /// # Errors
     /// See [`QuicError`].
-    pub fn open(address: SocketAddr, identity: Arc<NodeIdentity>, patience: Patience) -> Result<Self, QuicError> {
-        let mut server = identity.server_config(anybody(), Arc::new(DefaultTimeProvider))?;
-        server.alpn_protocols = vec![PROTOCOL.to_vec(), ALPN.to_vec()];
+    pub fn open(address: SocketAddr, identity: LiveIdentity, patience: Patience) -> Result<Self, QuicError> {
+        let server = identity.server_config(anybody(), &[PROTOCOL, ALPN], Arc::new(DefaultTimeProvider))?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
         config.transport_config(settings::connection(address.ip()));
         let failed = |source| QuicError::Socket { address, source };
@@ -103,9 +102,9 @@ impl NodeEndpoint {
         self.address
     }
 
-    /// Who it is.
-    pub fn own(&self) -> &PeerIdentity {
-        self.identity.own()
+    /// Who it is, now.
+    pub fn identity(&self) -> &LiveIdentity {
+        &self.identity
     }
 
     /// Opens a control connection to whoever is expected at `address`.
@@ -147,8 +146,7 @@ impl NodeEndpoint {
         protocol: &[u8],
         transport: Arc<quinn::TransportConfig>,
     ) -> Result<quinn::ClientConfig, rustls::Error> {
-        let mut client = self.identity.client_config(expected, Arc::new(DefaultTimeProvider))?;
-        client.alpn_protocols = vec![protocol.to_vec()];
+        let client = self.identity.client_config(expected, &[protocol], Arc::new(DefaultTimeProvider))?;
         let crypto = QuicClientConfig::try_from(client).map_err(|error| rustls::Error::General(error.to_string()))?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(transport);
