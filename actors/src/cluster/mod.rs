@@ -29,6 +29,7 @@ pub(crate) use remote_links::PeerSink;
 pub(crate) use slot::Slot;
 pub(crate) use ticker::Ticker;
 
+use relevo_transport::identity::PeerIdentity;
 use relevo_wire::{ControlMessage, ControlReply, DeviceFacts, Order, Role};
 
 use self::queues::Queues;
@@ -161,6 +162,16 @@ impl Cluster {
         let is_reachable = |node| node == directory.node || directory.peers.find(node).is_some();
         let serving = map.devices.into_iter().filter(|entry| entry.standing == Standing::Serving);
         serving.map(|entry| entry.facts).filter(|facts| is_reachable(facts.device.node())).collect()
+    }
+
+    /// Ends the links to peers whose certificate is no longer good.
+    pub fn part_from(&self, is_revoked: impl Fn(&PeerIdentity) -> bool) {
+        for peer in self.directory.peers.all() {
+            if is_revoked(peer.connection.peer()) {
+                tracing::warn!(peer = %peer.name, "its certificate is revoked");
+                peer.connection.close("its certificate is revoked");
+            }
+        }
     }
 
     /// Carries out an operator's order, or has the coordinator do so.

@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 /// One thing that a node may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Takes clients' requests and keeps their streams.
     Gateway,
