@@ -37,7 +37,7 @@ const GATEWAY: &str = "gateway";
 
 /// Which workers a local cluster has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shape(Vec<Group>);
+pub(super) struct Shape(Vec<Group>);
 
 /// So many workers of the same roles.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ struct Group {
 /// A text that is no shape. The user's fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is no shape of a cluster ({reason}), expected counts with roles such as 2p2d (2 prefill, 2 decode) or 2pd (2 that do both)")]
-pub struct BadShape {
+pub(super) struct BadShape {
     text: String,
     reason: String,
 }

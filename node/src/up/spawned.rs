@@ -161,6 +161,8 @@ impl Keeper {
             let began = clock::now();
             let mut child = self.start()?;
             self.pids.set(name, child.id());
+            // Waiting would close it, and the process would end.
+            let _input = child.stdin.take();
             let status = child.wait().await;
             self.pids.set(name, None);
             if self.stop.is_cancelled() {
