@@ -28,7 +28,8 @@ const MAX_HEAVY_BODIES: usize = 2;
 pub type StatusReader = Box<dyn Fn() -> Pin<Box<dyn Future<Output = ClusterStatus> + Send>> + Send + Sync>;
 
 /// Hands an operator's order to the coordinator; an error is in words for the operator.
-pub(super) type OrderTaker = Box<dyn Fn(Order) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
+pub(super) type OrderTaker =
+    Box<dyn Fn(Order) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
 
 /// What the HTTP gateway serves. It may be shared with [`super::serve`] before there is a model: `/ready` says 503 until
 /// [`Service::open`].

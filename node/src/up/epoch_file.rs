@@ -29,7 +29,9 @@ impl EpochFile {
         let last = match fs::read_to_string(&path) {
             Ok(text) => text.trim().parse().map_err(|_| {
                 let path = path.display();
-                Failure::Usage(format!("{path} holds no number: write one there that is higher than all epochs of this node"))
+                Failure::Usage(format!(
+                    "{path} holds no number: write one there that is higher than all epochs of this node"
+                ))
             })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
             Err(error) => return Err(failed(error)),

@@ -191,7 +191,12 @@ fn plan_cpu(
         kv_tokens: options.kv_blocks.saturating_mul(BLOCK_TOKENS),
         block_bytes,
         plan,
-        engine: PlannedEngine::Cpu { files, options, num_threads, pin: num_devices == 1 && !config.node.shares_machine },
+        engine: PlannedEngine::Cpu {
+            files,
+            options,
+            num_threads,
+            pin: num_devices == 1 && !config.node.shares_machine,
+        },
         prefix_identity: None,
     })
 }

@@ -48,7 +48,9 @@ struct Group {
 
 /// A text that is no shape. The user's fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is no shape of a cluster ({reason}), expected counts with roles such as 2p2d (2 prefill, 2 decode) or 2pd (2 that do both)")]
+#[error(
+    "`{text}` is no shape of a cluster ({reason}), expected counts with roles such as 2p2d (2 prefill, 2 decode) or 2pd (2 that do both)"
+)]
 pub(super) struct BadShape {
     text: String,
     reason: String,
@@ -130,22 +132,25 @@ impl Shape {
     }
 }
 
+/// What a local cluster is started with.
+pub(super) struct LocalCluster<'a> {
+    pub(super) shape: &'a Shape,
+    pub(super) config: &'a Config,
+    pub(super) allow_faults: bool,
+    pub(super) store: &'a ModelStore,
+    pub(super) common: &'a Common,
+}
+
 /// Serves until it is told to stop.
 ///
 /// # Errors
 /// The user's fault (flags, model, address) or the machine's.
-pub(super) async fn run(
-    shape: &Shape,
-    config: &Config,
-    allow_faults: bool,
-    store: &ModelStore,
-    common: &Common,
-) -> Result<(), Failure> {
+pub(super) async fn run(cluster: &LocalCluster<'_>) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     let signals =
         StopSignals::listen().map_err(|source| Failure::System { doing: "cannot handle signals".into(), source })?;
-    let folder = Folder::make(store.folder())?;
-    let served = serve(shape, config, allow_faults, &folder.0, store, common, stop.clone());
+    let folder = Folder::make(cluster.store.folder())?;
+    let served = serve(cluster, &folder.0, stop.clone());
     tokio::select! {
         result = served => result,
         () = signals.obey(stop.clone()) => Ok(()),
@@ -172,15 +177,8 @@ impl Drop for Folder {
     }
 }
 
-async fn serve(
-    shape: &Shape,
-    config: &Config,
-    allow_faults: bool,
-    folder: &Path,
-    store: &ModelStore,
-    common: &Common,
-    stop: CancellationToken,
-) -> Result<(), Failure> {
+async fn serve(cluster: &LocalCluster<'_>, folder: &Path, stop: CancellationToken) -> Result<(), Failure> {
+    let LocalCluster { shape, config, allow_faults, store, common } = *cluster;
     // Once, before many processes look for it.
     let title = match Scripts::load(config)? {
         Some(_) => "a script".to_owned(),

@@ -20,10 +20,11 @@ use tokio_util::sync::CancellationToken;
 
 use banner::Banner;
 use facade::Source;
+use local_cluster::LocalCluster;
 pub(crate) use machine::Machine;
+pub use node::{NodeArgs, run as run_node};
 pub(crate) use scripts::Scripts;
 use server::Door;
-pub use node::{NodeArgs, run as run_node};
 pub use settings::UpArgs;
 
 use crate::cli::{Common, Failure};
@@ -42,7 +43,9 @@ pub async fn run(args: &UpArgs, common: &Common) -> Result<(), Failure> {
     common.start_log(Some(&config.log))?;
     let store = common.store()?;
     if let Some(shape) = &args.local_cluster {
-        return local_cluster::run(shape, &config, args.allow_faults, &store, common).await;
+        let (config, store) = (&config, &store);
+        let cluster = LocalCluster { shape, config, allow_faults: args.allow_faults, store, common };
+        return local_cluster::run(&cluster).await;
     }
     let stop = CancellationToken::new();
     let signals =

@@ -21,8 +21,8 @@ use super::scripts::Scripts;
 use super::server::{self, Door};
 use crate::cli::{Common, Failure};
 use crate::config::{Config, Node};
-use crate::signals::StopSignals;
 use crate::config_command;
+use crate::signals::StopSignals;
 
 /// How often a node that begins looks whether the cluster serves.
 const READY_POLL: Duration = Duration::from_millis(20);
@@ -131,7 +131,8 @@ impl Parts {
         let Node { roles, identity, listen, .. } = &config.node;
         let Some(folder) = identity.as_ref().filter(|_| !roles.is_empty()) else {
             return Err(Failure::Usage(
-                "a node needs node.roles and node.identity in its configuration: `relevo config --example` shows them".into(),
+                "a node needs node.roles and node.identity in its configuration: `relevo config --example` shows them"
+                    .into(),
             ));
         };
         let identity = LiveIdentity::load(folder)?;
@@ -163,7 +164,10 @@ impl Parts {
                 .collect();
         }
         if let Some(spec) = specs.iter().find(|spec| spec.roles.is_empty()) {
-            return Err(Failure::Usage(format!("{} plays none of node.roles: give its `roles` one of them", spec.name)));
+            return Err(Failure::Usage(format!(
+                "{} plays none of node.roles: give its `roles` one of them",
+                spec.name
+            )));
         }
         let begun = |source| Failure::System { doing: "cannot keep how often the node began".into(), source };
         let incarnation = self.epochs.next().map_err(begun)?;
@@ -214,7 +218,8 @@ async fn live(
             max_context = wait_until_it_serves(&cluster, config.node.expected_devices as usize) => max_context,
             () = stop.cancelled() => 0,
         };
-        let max_context = config.model.max_context_tokens.map_or(max_context, |tokens| max_context.min(tokens as usize));
+        let max_context =
+            config.model.max_context_tokens.map_or(max_context, |tokens| max_context.min(tokens as usize));
         if !stop.is_cancelled() {
             door.serve(&cluster, facade, max_context);
         }
@@ -248,7 +253,9 @@ async fn keep_identity(identity: LiveIdentity, cluster: Arc<Cluster>) {
                 tracing::info!(?reloaded, "the node's identity was read anew");
                 cluster.part_from(|peer| identity.is_revoked(peer));
             }
-            Err(error) => tracing::warn!(%error, "the node's folder has changed and cannot be used: the identity stays"),
+            Err(error) => {
+                tracing::warn!(%error, "the node's folder has changed and cannot be used: the identity stays")
+            }
         }
     }
 }

@@ -47,7 +47,8 @@ impl Door {
         let address =
             listener.local_addr().map_err(|source| Failure::System { doing: "cannot listen".into(), source })?;
         let recorder = metrics_recorder::install().map_err(Failure::Metrics)?;
-        let options = HttpOptions { api_keys, allowed_hosts: server.allowed_hosts.clone(), limits: limits(server), gateway };
+        let options =
+            HttpOptions { api_keys, allowed_hosts: server.allowed_hosts.clone(), limits: limits(server), gateway };
         let render = recorder.clone();
         let service = Arc::new(Service::new(options, move || render.render()));
         let mut serving = JoinSet::new();
