@@ -42,6 +42,8 @@ pub(crate) enum MeshMessage {
     Greeted(Box<Greeted>),
     /// Who is in the cluster.
     Learn(Vec<NodeEntry>),
+    /// A seed was dialled in vain, for this reason.
+    NotSeeded(SocketAddr, String),
     /// Time went by.
     Tick,
     /// To see whether the fault switches let it live.
@@ -63,6 +65,8 @@ pub(crate) struct MeshState {
     /// Dropped with the state, which ends them.
     tasks: JoinSet<()>,
     dialling: JoinSet<()>,
+    /// Why each seed was dialled in vain the last time.
+    troubles: BTreeMap<SocketAddr, String>,
     _ticker: Ticker,
 }
 
@@ -85,6 +89,7 @@ impl Actor for MeshActor {
             peers: BTreeMap::new(),
             tasks: JoinSet::new(),
             dialling: JoinSet::new(),
+            troubles: BTreeMap::new(),
             _ticker: Ticker::start(myself.clone(), TICK, || MeshMessage::Tick),
             myself,
         };
@@ -102,6 +107,7 @@ impl Actor for MeshActor {
         match message {
             MeshMessage::Greeted(greeted) => state.greeted(greeted).await?,
             MeshMessage::Learn(nodes) => state.learn(nodes).await?,
+            MeshMessage::NotSeeded(seed, reason) => state.not_seeded(seed, reason),
             MeshMessage::Tick => state.seek_coordinator(),
             MeshMessage::Poke => state.directory.on_message(NAME),
         }
@@ -190,6 +196,14 @@ impl MeshState {
         Ok(Some(peer))
     }
 
+    /// Said once, and again when the reason is another one.
+    fn not_seeded(&mut self, seed: SocketAddr, reason: String) {
+        if self.troubles.get(&seed) != Some(&reason) {
+            tracing::warn!(%seed, reason, "the coordinator is not reached, and is dialled again until it is");
+            self.troubles.insert(seed, reason);
+        }
+    }
+
     /// Dials the seeds while no coordinator is linked.
     fn seek_coordinator(&mut self) {
         while self.dialling.try_join_next().is_some() {}
@@ -206,11 +220,12 @@ impl MeshState {
 }
 
 async fn dial_seed(network: Network, seed: SocketAddr, mesh: ActorRef<MeshMessage>) {
-    match peer_link::dial(&network, seed, Expected::one_of([Role::Coordinator])).await {
-        // Fails when this node stops.
-        Ok(greeted) => drop(mesh.cast(MeshMessage::Greeted(Box::new(greeted)))),
-        Err(reason) => tracing::debug!(%seed, reason, "a seed was dialled in vain"),
-    }
+    let message = match peer_link::dial(&network, seed, Expected::one_of([Role::Coordinator])).await {
+        Ok(greeted) => MeshMessage::Greeted(Box::new(greeted)),
+        Err(reason) => MeshMessage::NotSeeded(seed, reason),
+    };
+    // Fails when this node stops.
+    let _ = mesh.cast(message);
 }
 
 async fn greet_arrivals(

@@ -255,7 +255,7 @@ impl PeerLinkState {
         let theirs = group(&peer);
         self.num_links += 1;
         let (failed, failures) = mpsc::channel(1);
-        let sender = Sender { node: self.node, name: peer.clone(), roles: hello.roles };
+        let sender = Sender { node: self.node, name: peer.clone(), roles: connection.peer().roles };
         let arguments = FacadeArguments {
             directory: Arc::clone(&self.arguments.directory),
             sender,
@@ -309,7 +309,7 @@ impl PeerLinkState {
         link.tasks.spawn(say_beats(directory, link.connection.clone()));
         let hears = HearsBeats {
             directory: Arc::clone(&self.arguments.directory),
-            sender: Sender { node: self.node, name: self.arguments.name.clone(), roles: link.hello.roles },
+            sender: Sender { node: self.node, name: self.arguments.name.clone(), roles: link.connection.peer().roles },
             heard: Arc::clone(&link.heard),
         };
         link.tasks.spawn(hears.run(link.connection.clone(), link.failed.clone()));

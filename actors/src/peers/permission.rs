@@ -5,7 +5,7 @@
 use relevo_transport::identity::Name;
 use relevo_wire::{ControlMessage, DeviceId, NodeId, Role, Roles, SequenceId, ToDecode, ToGateway, ToPrefill};
 
-/// A peer as its certificate describes it.
+/// A peer as its certificate describes it: its devices may change their roles while it serves, and it may do whatever it could.
 #[derive(Clone, Debug)]
 pub(super) struct Sender {
     pub(super) node: NodeId,

@@ -53,8 +53,10 @@ mod tests {
     #[test]
     fn half_a_second_of_silence_is_a_loss_and_less_is_none() {
         let mut liveness = Liveness::new(TICK, at(0));
+        assert!(!liveness.is_lost(at(50)));
+        assert!(!liveness.is_lost(at(100)));
         liveness.heard(at(100));
-        let lost: Vec<u64> = (1..20).map(|tick| tick * 50).filter(|&ms| liveness.is_lost(at(ms))).collect();
+        let lost: Vec<u64> = (3..20).map(|tick| tick * 50).filter(|&ms| liveness.is_lost(at(ms))).collect();
         assert_eq!(lost.first(), Some(&600));
     }
 

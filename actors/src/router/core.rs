@@ -27,6 +27,10 @@ const REFUSAL_PATIENCE: Duration = Duration::from_millis(20);
 /// How long sequences wait for a worker to come (back) before they are told that there is none.
 const NO_WORKER_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long there must have been nobody who could serve before new requests are told so at once: a map may lack for a moment those who are on their way
+/// back, such as that of a coordinator which has just begun.
+const FORSAKEN_AFTER: Duration = Duration::from_secs(2);
+
 /// Bounds of the router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RouterLimits {
@@ -139,6 +143,8 @@ pub struct RouterCore {
     /// The devices of that map.
     entries: Vec<MapEntry>,
     reachable: BTreeSet<NodeId>,
+    /// Since when nobody could come who would serve.
+    forsaken_since: Option<Instant64>,
     workers: Workers,
     queue: FairQueue,
     waiting: BTreeMap<usize, Entry>,
@@ -172,6 +178,7 @@ impl RouterCore {
             map: (0, MapVersion(0)),
             entries: Vec::new(),
             reachable: BTreeSet::from([NodeId::ALONE]),
+            forsaken_since: None,
             workers: Workers::new(limits.max_running, limits.max_prefilling),
             queue: FairQueue::default(),
             waiting: BTreeMap::new(),
@@ -240,6 +247,7 @@ impl RouterCore {
             }
             RouterEvent::Tick => self.give_up_waiting(now, effects),
         }
+        self.forsaken_since = self.is_forsaken().then(|| self.forsaken_since.unwrap_or(now));
         self.retry_refused(now, effects);
         self.dispatch_suspects(now, effects);
         self.dispatch_waiting(now, effects);
@@ -269,7 +277,12 @@ impl RouterCore {
         self.reachable.contains(&entry.facts.device.node())
     }
 
-    /// Whether there is none that serves, and none that is about to: who asks now need not wait to be told.
+    /// Whether there has been nobody for a while: who asks now need not wait to be told.
+    fn has_long_been_forsaken(&self, now: Instant64) -> bool {
+        self.forsaken_since.is_some_and(|since| now.since(since) >= FORSAKEN_AFTER)
+    }
+
+    /// Whether there is none that serves, and none that is about to.
     fn is_forsaken(&self) -> bool {
         let may_come = |role| {
             let may = |entry: &MapEntry| self.is_reachable(entry) && entry.facts.able.contains(&role);
@@ -294,7 +307,7 @@ impl RouterCore {
             effects.push(RouterEffect::Reject { sequence, error });
             return;
         }
-        if !admission.admitted && self.is_forsaken() {
+        if !admission.admitted && self.has_long_been_forsaken(now) {
             let error = RequestError::NoWorker { retry_after: NO_WORKER_PATIENCE };
             effects.push(RouterEffect::Reject { sequence, error });
             return;

@@ -217,10 +217,16 @@ async fn shake_hands(incoming: Incoming, refused: impl Fn(Option<Refusal>)) -> O
             }
         },
         Err(error) => {
+            let reason = refusal_of(&error);
             match &error {
                 quinn::ConnectionError::TransportError(fault) => {
                     tracing::warn!(peer = %address, error = %fault, "a peer was refused");
-                    refused(refusal_of(&error));
+                    refused(reason);
+                }
+                // It has looked at our certificate before we could look at its own.
+                _ if reason.is_some() => {
+                    tracing::warn!(peer = %address, %error, "a peer refused this node");
+                    refused(reason);
                 }
                 _ => tracing::debug!(peer = %address, %error, "a peer has gone before it was let in"),
             }
