@@ -139,6 +139,7 @@ fn decode(event: &DecodeEvent) -> Option<String> {
         DecodeEvent::Expire(lease) => format!("{lease} is made to expire"),
         DecodeEvent::Abort(sequence) => format!("{sequence} is aborted"),
         DecodeEvent::NodeLost(node) => format!("node {node} is lost"),
+        DecodeEvent::WriterLost(device) => format!("the prefill role of {device} is lost"),
     })
 }
 

@@ -54,6 +54,7 @@ impl Directory {
             }
             DecodeEvent::Returned(lease) => ToDecode::Returned(lease),
             DecodeEvent::HandedOver(hand_over) => ToDecode::HandedOver(hand_over),
+            DecodeEvent::WriterLost(prefill) => ToDecode::WriterLost(prefill),
             // As above.
             _ => return false,
         };
@@ -112,6 +113,12 @@ impl Directory {
     pub(crate) fn role_lost(&self, device: DeviceId, role: DeviceRole) {
         self.keeper.role_lost(self, device, role);
         self.peers.send_to_all(Role::Gateway, &ControlMessage::Gateway(ToGateway::RoleLost(device, role)));
+        if role == DeviceRole::Prefill {
+            // What it had yet to push under leases of theirs does not come.
+            for decode in self.map().devices.iter().filter(|entry| entry.facts.able.contains(&DeviceRole::Decode)) {
+                let _ = self.to_decode(decode.facts.device, DecodeEvent::WriterLost(device));
+            }
+        }
     }
 
     /// What a device's prefix cache holds has changed. A router that is not there will know less than it could.

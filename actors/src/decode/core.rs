@@ -11,6 +11,9 @@ use std::time::Duration;
 
 use relevo_wire::{DeviceId, GenerateRequest, GrantedLease, HandOver, Instant64, LeaseId, NodeId, SequenceId};
 
+/// The number of no node: it has more bits than they have.
+const NO_GATEWAY: NodeId = NodeId(u32::MAX);
+
 /// The decode role of one device.
 #[derive(Clone, Debug)]
 pub struct DecodeCore {
@@ -75,6 +78,8 @@ pub enum DecodeEvent {
     Abort(SequenceId),
     /// A node is gone, with its prefill roles and its gateway.
     NodeLost(NodeId),
+    /// The prefill role of a device is gone, with the blocks that it had yet to push.
+    WriterLost(DeviceId),
     /// Time went by.
     Tick,
 }
@@ -164,7 +169,8 @@ impl DecodeCore {
                 }
                 effects.push(DecodeEffect::Abort(sequence));
             }
-            DecodeEvent::NodeLost(node) => self.node_lost(node, effects),
+            DecodeEvent::NodeLost(node) => self.lose(node, |prefill| prefill.node() == node, effects),
+            DecodeEvent::WriterLost(device) => self.lose(NO_GATEWAY, |prefill| prefill == device, effects),
             DecodeEvent::Tick => self.expire_due(now, effects),
         }
     }
@@ -245,18 +251,19 @@ impl DecodeCore {
         self.forget_sequence(sequence, id);
     }
 
-    /// Nobody writes the rest of what was leased to it. A lease that is closing has all of its blocks, and goes on, unless nobody wants them.
-    fn node_lost(&mut self, node: NodeId, effects: &mut Vec<DecodeEffect>) {
+    /// Nobody writes the rest of what was leased to those writers, and the gateway of that node wants nothing any more. A lease that is closing has
+    /// all of its blocks, and goes on, unless nobody wants them.
+    fn lose(&mut self, gateway: NodeId, is_writer: impl Fn(DeviceId) -> bool, effects: &mut Vec<DecodeEffect>) {
         let is_concerned = |lease: &Lease| {
-            let is_unwanted = lease.request.sequence.request.gateway() == node;
-            is_unwanted || lease.prefill.node() == node && !matches!(lease.stage, Stage::Closing { .. })
+            let is_unwanted = lease.request.sequence.request.gateway() == gateway;
+            is_unwanted || is_writer(lease.prefill) && !matches!(lease.stage, Stage::Closing { .. })
         };
         let concerned: Vec<_> =
             self.leases.iter().filter(|(_, lease)| is_concerned(lease)).map(|(&id, _)| id).collect();
         for id in concerned {
             let sequence = self.leases.get(&id).map(|lease| lease.request.sequence);
             self.revoke(id, effects);
-            if let Some(sequence) = sequence.filter(|sequence| sequence.request.gateway() != node) {
+            if let Some(sequence) = sequence.filter(|sequence| sequence.request.gateway() != gateway) {
                 effects.push(DecodeEffect::Lost(sequence));
             }
         }

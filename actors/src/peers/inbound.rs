@@ -77,6 +77,7 @@ fn to_decode(directory: &Directory, sender: &Sender, device: DeviceId, message: 
                 let _ = directory.to_prefill(prefill, PrefillEvent::LeaseRefused { sequence, decode: device });
             }
         }
+        ToDecode::WriterLost(prefill) => _ = tell(DecodeEvent::WriterLost(prefill)),
         ToDecode::Returned(lease) => {
             if port.is_some_and(|port| may_end(port, sender, lease)) {
                 let _ = tell(DecodeEvent::Returned(lease));

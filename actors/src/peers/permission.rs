@@ -49,7 +49,7 @@ pub(super) fn may_say(sender: &Sender, message: &ControlMessage) -> bool {
             ToPrefill::Granted(_, decode, _) | ToPrefill::Refused(_, decode) => sender.decodes_on(*decode),
         },
         ControlMessage::Decode(_, message) => match message {
-            ToDecode::LeaseAsked(_, prefill) => sender.prefills_on(*prefill),
+            ToDecode::LeaseAsked(_, prefill) | ToDecode::WriterLost(prefill) => sender.prefills_on(*prefill),
             // Of whose lease, its landing knows.
             ToDecode::Returned(_) | ToDecode::HandedOver(_) => sender.plays(Role::Prefill),
         },

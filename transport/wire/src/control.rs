@@ -61,6 +61,8 @@ pub enum ToDecode {
     Returned(LeaseId),
     /// Everything is pushed or under way.
     HandedOver(HandOver),
+    /// The prefill role of this device is gone, with the blocks that it had yet to push.
+    WriterLost(DeviceId),
 }
 
 /// What a gateway is told, by workers.
