@@ -188,7 +188,8 @@ impl CoordinatorCore {
             Order::SetRole(name, role) => (name, NodeOrder::SetRoles(vec![role]), Some(role)),
         };
         let Some(node) = self.nodes.iter().find(|entry| entry.name == name).map(|entry| entry.node) else {
-            let known = self.nodes.iter().map(|entry| entry.name.clone()).collect();
+            let mut known: Vec<_> = self.nodes.iter().map(|entry| entry.name.clone()).collect();
+            known.sort_unstable();
             return CoordinatorEffect::Refuse(OrderError::UnknownNode { name, known });
         };
         let mut devices = self.devices.iter().filter(|entry| entry.facts.device.node() == node).peekable();
