@@ -16,7 +16,7 @@ use relevo_wire::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::policy::hints::PrefixChange;
+use crate::policy::prefix_news::PrefixBatch;
 use crate::status::KvBlocks;
 use crate::traces::Traces;
 
@@ -72,6 +72,9 @@ pub enum DeviceCommand {
         /// Whose.
         role: DeviceRole,
     },
+    /// From a router that has missed some of what was told of the prefix cache, or has just begun: tell all that is held, by
+    /// [`DeviceEvent::PrefixChanged`].
+    TellPrefixes,
     /// Take nothing new, finish what runs, then stop the thread; what still runs at the deadline fails with `ShuttingDown`.
     Drain {
         /// When to give up.
@@ -180,8 +183,8 @@ pub enum DeviceEvent {
     },
     /// To routers: blocks of prefixes that the device holds now, or no more. Some time after the fact, a few times a second.
     PrefixChanged {
-        /// What has changed since the last.
-        change: PrefixChange,
+        /// What has changed since the last, or what else there is to say.
+        batch: PrefixBatch,
     },
     /// Drained: the thread ends.
     Stopped,

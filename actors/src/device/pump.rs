@@ -28,9 +28,9 @@ pub(super) async fn pump(
                 port.routes.push(sequence, lease, layer, first_block, blocks).await;
             }
             DeviceEvent::Faulted { stepping, reason, .. } => fault = (stepping, Some(reason)),
-            DeviceEvent::PrefixChanged { change } => {
-                // A router that is not there will know less than it could.
-                let _ = directory.router.cast(RouterMessage::PrefixChanged { device: port.id, epoch, change });
+            DeviceEvent::PrefixChanged { batch } => {
+                // A router that is not there will ask for all of it when it is.
+                let _ = directory.router.cast(RouterMessage::PrefixChanged { device: port.id, epoch, batch });
             }
             event => route(&directory, &port, event),
         }
