@@ -13,6 +13,7 @@ use relevo_actors::coordinator::{ClusterMap, DeviceFacts, MapEntry, Standing};
 use relevo_actors::device::DeviceRole;
 use relevo_actors::policy::hint_keys::{HintKey, HintKeyer};
 use relevo_actors::policy::hints::{Heard, PrefixHints};
+use relevo_actors::policy::prefix::PrefixIdentity;
 use relevo_actors::policy::prefix_news::{PrefixBatch, PrefixChange, PrefixNews, PrefixWords};
 use relevo_actors::policy::routing::{Disaggregate, LOCAL_PREFILL_BELOW_TOKENS};
 use relevo_actors::router::{RouterCore, RouterEffect, RouterEvent, RouterLimits};
@@ -137,6 +138,9 @@ fn look_ups(num_workers: usize) {
     let making = making / u32::try_from(NUM_PROMPTS).unwrap();
     if num_workers == 1 {
         println!("keys of {LONG} tokens:    {:6.1} us", micros(making));
+        let salt = PrefixIdentity { secret: [7; 32], content: String::new() }.salt(TenantId(1));
+        let time = best(|| salt.extend(black_box(&mut Vec::new()), &tokens[0]));
+        println!("  those of the device:   {:6.1} us", micros(time));
     }
     for (held, name) in
         [(Held::ByOne, "one holds it all"), (Held::Begun, "all hold 4096 tokens"), (Held::Anyhow, "each another part")]

@@ -4,7 +4,8 @@
 //! different blocks meet with a probability of 2^-64) makes 128 bits of a block's 64 bytes, and SipHash-1-3 of the tenant and these digests so
 //! far is the key. Both are keyed by the cluster's secret: who does not know it can neither guess a key nor make two prompts collide, and a
 //! collision costs a wrong guess of the router, no more. SipHash's state goes on from block to block, so a prompt is hashed once, not once
-//! for each of its blocks. SipHash-1-3 alone takes 1.7 times as long, the 128-bit BLAKE3 chain of [`super::prefix`] some 30 times.
+//! for each of its blocks. Of 32,768 tokens the keys take 25 us (`examples/router_bench.rs`), by SipHash-1-3 alone 41 us, by the 128-bit
+//! BLAKE3 chain of [`super::prefix`] 341 us.
 
 use relevo_wire::{BLOCK_TOKENS, TenantId, TokenId};
 
