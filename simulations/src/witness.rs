@@ -182,7 +182,7 @@ impl World {
                     self.witness.may_play(route.decode, DeviceRole::Decode)?;
                 }
                 RouterEffect::Redirect { decode, .. } => self.witness.may_play(*decode, DeviceRole::Decode)?,
-                RouterEffect::Reject { .. } => {}
+                RouterEffect::Reject { .. } | RouterEffect::ResyncPrefixes { .. } => {}
             }
         }
         Ok(())

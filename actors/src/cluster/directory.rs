@@ -17,6 +17,7 @@ use crate::device::DevicePort;
 use crate::faults::{FaultSwitches, MessageFault};
 use crate::gateway::{GatewayMessage, Keeper};
 use crate::peers::{MeshMessage, Network, Peers};
+use crate::policy::hint_keys::HintKeyer;
 use crate::policy::routing::Disaggregate;
 use crate::router::RouterMessage;
 use crate::traces::Traces;
@@ -47,6 +48,8 @@ pub(crate) struct Directory {
     pub(crate) allow_faults: bool,
     pub(crate) limits: Limits,
     pub(crate) disaggregate: Disaggregate,
+    /// Names prefixes to routers.
+    pub(crate) hint_keyer: HintKeyer,
     /// Sequences that wait in the router, for those who look at the queues.
     pub(crate) router_waiting: AtomicUsize,
     /// The last map that was published: what everyone acts on while the coordinator is away.
@@ -82,6 +85,7 @@ impl Directory {
             allow_faults: options.faults.is_some(),
             limits: options.limits,
             disaggregate: options.disaggregate,
+            hint_keyer: HintKeyer::new(options.hint_secret),
             router_waiting: AtomicUsize::new(0),
             map: RwLock::default(),
         })

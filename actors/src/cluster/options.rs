@@ -13,7 +13,7 @@ use crate::device::{CoreLimits, DeviceRole};
 use crate::faults::Fault;
 use crate::peers::Network;
 use crate::policy::restarts::RestartIntensity;
-use crate::policy::routing::Disaggregate;
+use crate::policy::routing::{Disaggregate, LOCAL_PREFILL_BELOW_TOKENS};
 
 /// Makes a device's model: at its start, and again if its engine cannot be revived. It may take its time; weights that are mapped once and
 /// shared make the second time short.
@@ -45,6 +45,9 @@ pub struct ClusterOptions {
     pub disaggregate: Disaggregate,
     /// What carries KV blocks from one device to another.
     pub carrier: Carrier,
+    /// What the names of prefixes that devices and routers agree on depend on: the same on all nodes of a cluster, and known to nobody else,
+    /// so that no tenant can guess the names of another's prompts or make its own collide with them.
+    pub hint_secret: [u8; 32],
     /// Bounds.
     pub limits: Limits,
     /// Its place among other nodes; without one it is a cluster of its own.
@@ -91,6 +94,8 @@ pub struct Limits {
     pub max_running: usize,
     /// Of these, how many may wait for their first token.
     pub max_prefilling: usize,
+    /// Uncached prompt tokens below which a prompt is prefilled where it decodes, if prefill and decode may be apart.
+    pub local_prefill_below_tokens: usize,
     /// How long a lease lives without a layer arriving.
     pub lease_term: Duration,
     /// How long a busy engine may go without computing a layer.
@@ -106,6 +111,7 @@ impl Default for Limits {
             max_running: 256,
             // A few steps' worth of prompts: the order among those that wait is kept by the router.
             max_prefilling: 32,
+            local_prefill_below_tokens: LOCAL_PREFILL_BELOW_TOKENS,
             // Longer than any step of a prefill that goes well, shorter than a client's patience.
             lease_term: Duration::from_secs(10),
             // A layer of a full chunk of a large model takes a CPU about a second.
@@ -123,6 +129,7 @@ impl ClusterOptions {
             devices,
             disaggregate: Disaggregate::default(),
             carrier: Carrier::default(),
+            hint_secret: [0; 32],
             limits: Limits::default(),
             network: None,
             epochs: None,

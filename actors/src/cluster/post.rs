@@ -15,7 +15,6 @@ use crate::decode::{DecodeEvent, DecodeMessage};
 use crate::device::DeviceCommand;
 use crate::gateway::Loss;
 use crate::peers::{MeshMessage, Peer};
-use crate::policy::hints::PrefixChange;
 use crate::prefill::{PrefillEvent, PrefillMessage};
 use crate::router::RouterMessage;
 
@@ -122,12 +121,20 @@ impl Directory {
     }
 
     /// What a device's prefix cache holds has changed. A router that is not there will know less than it could.
-    pub(crate) fn prefix_changed(&self, device: DeviceId, epoch: Epoch, change: PrefixChange) {
+    pub(crate) fn prefix_changed(&self, device: DeviceId, epoch: Epoch, batch: PrefixBatch) {
         if !self.peers.playing(Role::Gateway).is_empty() {
-            let message = ToGateway::PrefixChanged(device, epoch, PrefixBatch::from(&change));
+            let message = ToGateway::PrefixChanged(device, epoch, batch.clone());
             self.peers.send_to_all(Role::Gateway, &ControlMessage::Gateway(message));
         }
-        let _ = self.router.cast(RouterMessage::PrefixChanged { device, epoch, change });
+        let _ = self.router.cast(RouterMessage::PrefixChanged { device, epoch, batch });
+    }
+
+    /// A router wants to know all that a device holds in its prefix cache; it asks again if nobody tells.
+    pub(crate) fn tell_prefixes(&self, device: DeviceId) {
+        match self.device(device) {
+            Some(port) => drop(port.command(DeviceCommand::TellPrefixes)),
+            None => drop(self.peers.send(device.node(), &ControlMessage::TellPrefixes(device))),
+        }
     }
 
     /// A device is given up.

@@ -15,7 +15,7 @@ use relevo_wire::{DeviceId, Epoch, GenerateRequest, Instant64, LayerIndex, Lease
 pub use relevo_wire::{DeviceRole, GrantedLease, TokenBatch};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::policy::hints::PrefixChange;
+use crate::policy::prefix_news::PrefixBatch;
 use crate::status::KvBlocks;
 use crate::traces::Traces;
 
@@ -76,6 +76,9 @@ pub enum DeviceCommand {
         /// Whose.
         gateway: NodeId,
     },
+    /// From a router that has missed some of what was told of the prefix cache, or has just begun: tell all that is held, by
+    /// [`DeviceEvent::PrefixChanged`].
+    TellPrefixes,
     /// Take nothing new, finish what runs, then stop the thread; what still runs at the deadline fails with `ShuttingDown`.
     Drain {
         /// When to give up.
@@ -161,8 +164,8 @@ pub enum DeviceEvent {
     },
     /// To routers: blocks of prefixes that the device holds now, or no more. Some time after the fact, a few times a second.
     PrefixChanged {
-        /// What has changed since the last.
-        change: PrefixChange,
+        /// What has changed since the last, or what else there is to say.
+        batch: PrefixBatch,
     },
     /// Drained: the thread ends.
     Stopped,

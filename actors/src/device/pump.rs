@@ -26,8 +26,8 @@ pub(super) async fn pump(
                 port.routes.push(sequence, lease, layer, first_block, blocks).await;
             }
             DeviceEvent::Faulted { stepping, reason, .. } => fault = (stepping, Some(reason)),
-            DeviceEvent::PrefixChanged { change } => {
-                directory.prefix_changed(port.id, epoch, change);
+            DeviceEvent::PrefixChanged { batch } => {
+                directory.prefix_changed(port.id, epoch, batch);
             }
             event => route(&directory, &port, event),
         }

@@ -210,7 +210,8 @@ impl SupervisorState {
             Some(model) => model,
             None => self.make_model().await?,
         };
-        let limits = (spec.tune)(CoreLimits::of_model(model.as_ref()));
+        let tuned = (spec.tune)(CoreLimits::of_model(model.as_ref()));
+        let limits = CoreLimits { hint_keyer: directory.hint_keyer, ..tuned };
         let (link, remains, events) = start(directory, port, model, limits, tokens.clone()).await?;
         let epoch = link.epoch;
         port.connect(link, remains);

@@ -14,7 +14,6 @@ use crate::coordinator::CoordinatorMessage;
 use crate::decode::{DecodeEvent, DecodeMessage};
 use crate::device::DevicePort;
 use crate::gateway::Loss;
-use crate::policy::hints::PrefixChange;
 use crate::prefill::{PrefillEvent, PrefillMessage};
 use crate::router::RouterMessage;
 
@@ -39,6 +38,7 @@ pub(super) async fn take(directory: &Directory, sender: &Sender, message: Contro
         ControlMessage::Order(order) => return obey(directory, order).await,
         ControlMessage::SetRoles(roles) => directory.set_roles(&roles),
         ControlMessage::SetDraining(draining) => directory.set_draining(draining),
+        ControlMessage::TellPrefixes(device) => directory.tell_prefixes(device),
         ControlMessage::AskStatus => return status(directory),
     }
     ControlReply::Taken
@@ -124,7 +124,7 @@ fn to_gateway(directory: &Directory, sender: &Sender, message: ToGateway) {
         ToGateway::DeviceLost(device, stepping) => directory.keep_lost(device, &stepping),
         ToGateway::RoleLost(device, role) => keeper.role_lost(directory, device, role),
         ToGateway::PrefixChanged(device, epoch, batch) => {
-            router(RouterMessage::PrefixChanged { device, epoch, change: PrefixChange::from(batch) });
+            router(RouterMessage::PrefixChanged { device, epoch, batch });
         }
     }
 }

@@ -65,6 +65,7 @@ pub(super) fn may_say(sender: &Sender, message: &ControlMessage) -> bool {
         ControlMessage::Map(_) | ControlMessage::SetRoles(_) | ControlMessage::SetDraining(_) => {
             sender.plays(Role::Coordinator)
         }
+        ControlMessage::TellPrefixes(_) => sender.plays(Role::Gateway),
         ControlMessage::Left(device, _) => sender.computes() && sender.owns(*device),
         ControlMessage::Order(_) => sender.plays(Role::Gateway) || sender.plays(Role::Operator),
         ControlMessage::AskStatus => {

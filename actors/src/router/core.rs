@@ -15,8 +15,10 @@ use relevo_wire::{
 use super::drain_rate::DrainRate;
 use super::workers::{InFlight, Workers};
 use crate::policy::fairness::{Age, FairQueue, GENERATED_TOKEN_COST, PROMPT_TOKEN_COST, Waiting};
-use crate::policy::hints::{HintKey, PrefixChange, PrefixHints};
-use crate::policy::routing::{self, Disaggregate, Route};
+use crate::policy::hint_keys::{HintKey, HintKeyer};
+use crate::policy::hints::PrefixHints;
+use crate::policy::prefix_news::PrefixBatch;
+use crate::policy::routing::{self, Candidate, Disaggregate, Route, RoutingRule};
 
 /// Longest wait of a suspect for a device where nothing else is unproven; after it, it runs in any company.
 const MAX_SUSPECT_WAIT: Duration = Duration::from_secs(30);
@@ -42,6 +44,8 @@ pub struct RouterLimits {
     pub max_prefilling: usize,
     /// Whether prefill and decode may be apart.
     pub disaggregate: Disaggregate,
+    /// See [`RoutingRule`].
+    pub local_prefill_below_tokens: usize,
 }
 
 /// What the router knows of a worker from the cluster map.
@@ -100,7 +104,7 @@ pub enum RouterEvent {
         /// Of its pool.
         epoch: Epoch,
         /// What.
-        change: PrefixChange,
+        batch: PrefixBatch,
     },
     /// Time went by.
     Tick,
@@ -131,6 +135,11 @@ pub enum RouterEffect {
         sequence: SequenceId,
         /// Why.
         error: RequestError,
+    },
+    /// Ask it for all the prefixes that it holds, by [`crate::device::DeviceCommand::TellPrefixes`]. If the wish is lost, it comes again.
+    ResyncPrefixes {
+        /// Whom.
+        device: DeviceId,
     },
 }
 
@@ -171,15 +180,15 @@ struct Refusal {
 }
 
 impl RouterCore {
-    /// A router that knows no worker yet.
-    pub fn new(limits: RouterLimits) -> Self {
+    /// A router that knows no worker yet. `keyer` names prefixes as the workers do.
+    pub fn new(limits: RouterLimits, keyer: HintKeyer) -> Self {
         Self {
             limits,
             map: (0, MapVersion(0)),
             entries: Vec::new(),
             reachable: BTreeSet::from([NodeId::ALONE]),
             forsaken_since: None,
-            workers: Workers::new(limits.max_running, limits.max_prefilling),
+            workers: Workers::new(limits.max_running, limits.max_prefilling, keyer),
             queue: FairQueue::default(),
             waiting: BTreeMap::new(),
             slots: BTreeMap::new(),
@@ -236,16 +245,24 @@ impl RouterCore {
             }
             RouterEvent::Ended(sequence) => self.ended(sequence, now),
             RouterEvent::Refused(sequence) => self.refused(sequence, now),
-            RouterEvent::Map(map) => self.adopt(map),
+            RouterEvent::Map(map) => {
+                self.adopt(map);
+                self.ask_for_prefixes(now, effects);
+            }
             RouterEvent::Reachable(nodes) => {
                 self.reachable = nodes;
                 self.update_workers();
+                self.ask_for_prefixes(now, effects);
             }
-            RouterEvent::PrefixChanged { device, epoch, change } => {
+            RouterEvent::PrefixChanged { device, epoch, batch } => {
+                self.workers.prefix_changed(device, epoch, &batch, now);
                 // Nobody who waits has more room by it.
-                return self.workers.prefix_changed(device, epoch, &change);
+                return self.ask_for_prefixes(now, effects);
             }
-            RouterEvent::Tick => self.give_up_waiting(now, effects),
+            RouterEvent::Tick => {
+                self.ask_for_prefixes(now, effects);
+                self.give_up_waiting(now, effects);
+            }
         }
         self.forsaken_since = self.is_forsaken().then(|| self.forsaken_since.unwrap_or(now));
         self.retry_refused(now, effects);
@@ -291,6 +308,10 @@ impl RouterCore {
         self.map > (0, MapVersion(0)) && !(may_come(DeviceRole::Prefill) && may_come(DeviceRole::Decode))
     }
 
+    fn ask_for_prefixes(&mut self, now: Instant64, effects: &mut Vec<RouterEffect>) {
+        effects.extend(self.workers.ask_for_prefixes(now).map(|device| RouterEffect::ResyncPrefixes { device }));
+    }
+
     fn submit(
         &mut self,
         request: Arc<GenerateRequest>,
@@ -319,8 +340,8 @@ impl RouterCore {
             return;
         }
         // What has room at once does not count as waiting.
-        let is_free = self.waiting.is_empty() && self.suspects.is_empty() && self.route(&entry).is_some();
-        if !admission.admitted && !is_free && self.num_waiting() >= self.limits.max_waiting {
+        let is_free = || self.num_waiting() == 0 && self.route(&entry).is_some();
+        if !admission.admitted && self.num_waiting() >= self.limits.max_waiting && !is_free() {
             let error = RequestError::QueueFull {
                 num_waiting: self.num_waiting(),
                 limit: self.limits.max_waiting,
@@ -411,8 +432,7 @@ impl RouterCore {
         while let Some(entry) = self.suspects.front() {
             let impatient = now.since(entry.since) >= MAX_SUSPECT_WAIT;
             let candidates = self.workers.candidates(&entry.request, &entry.keys, !impatient);
-            let route = routing::choose(&candidates, entry.request.num_context_tokens(), self.limits.disaggregate);
-            let Some(route) = route else { return };
+            let Some(route) = self.choose(&entry.request, &candidates) else { return };
             let Some(entry) = self.suspects.pop_front() else { return };
             self.dispatch(entry, route, !impatient, effects);
         }
@@ -438,8 +458,13 @@ impl RouterCore {
     }
 
     fn route(&self, entry: &Entry) -> Option<Route> {
-        let candidates = self.workers.candidates(&entry.request, &entry.keys, false);
-        routing::choose(&candidates, entry.request.num_context_tokens(), self.limits.disaggregate)
+        self.choose(&entry.request, &self.workers.candidates(&entry.request, &entry.keys, false))
+    }
+
+    fn choose(&self, request: &GenerateRequest, candidates: &[Candidate]) -> Option<Route> {
+        let RouterLimits { disaggregate, local_prefill_below_tokens, .. } = self.limits;
+        let rule = RoutingRule { disaggregate, local_prefill_below_tokens };
+        routing::choose(candidates, request.num_context_tokens(), rule)
     }
 
     fn dispatch(&mut self, entry: Entry, route: Route, exclusive: bool, effects: &mut Vec<RouterEffect>) {

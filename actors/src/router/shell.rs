@@ -13,7 +13,7 @@ use crate::clock;
 use crate::cluster::{Directory, Ticker};
 use crate::coordinator::ClusterMap;
 use crate::gateway::Placement;
-use crate::policy::hints::PrefixChange;
+use crate::policy::prefix_news::PrefixBatch;
 use crate::prefill::PrefillEvent;
 
 /// Name in the supervision tree.
@@ -54,7 +54,7 @@ pub(crate) enum RouterMessage {
         /// Of its pool.
         epoch: Epoch,
         /// How.
-        change: PrefixChange,
+        batch: PrefixBatch,
     },
     /// The coordinator has published.
     Map(ClusterMap),
@@ -86,9 +86,10 @@ impl Actor for RouterActor {
             max_running: directory.limits.max_running,
             max_prefilling: directory.limits.max_prefilling,
             disaggregate: directory.disaggregate,
+            local_prefill_below_tokens: directory.limits.local_prefill_below_tokens,
         };
         let ticker = Ticker::start(myself.clone(), TICK, || RouterMessage::Tick);
-        let core = RouterCore::new(limits);
+        let core = RouterCore::new(limits, directory.hint_keyer);
         let mut state = RouterState { directory, core, undelivered: Vec::new(), _ticker: ticker };
         // From here on new streams reach this mailbox; those from before are in the snapshot, some are in both.
         state.directory.router.set(myself);
@@ -121,8 +122,8 @@ impl Actor for RouterActor {
             RouterMessage::Refused(sequence) => state.handle(RouterEvent::Refused(sequence)),
             RouterMessage::Undelivered(sequence) => state.undelivered(sequence),
             RouterMessage::Reachable(nodes) => state.handle(RouterEvent::Reachable(nodes)),
-            RouterMessage::PrefixChanged { device, epoch, change } => {
-                state.handle(RouterEvent::PrefixChanged { device, epoch, change });
+            RouterMessage::PrefixChanged { device, epoch, batch } => {
+                state.handle(RouterEvent::PrefixChanged { device, epoch, batch });
             }
             RouterMessage::Map(map) => state.handle(RouterEvent::Map(map)),
             RouterMessage::Tick => state.tick(),
@@ -164,6 +165,10 @@ impl RouterState {
             }
             RouterEffect::Reject { sequence, error } => {
                 self.directory.keeper.reject(&self.directory, sequence, error);
+            }
+            RouterEffect::ResyncPrefixes { device } => {
+                // If it is not there, the core will ask again.
+                self.directory.tell_prefixes(device);
             }
         }
     }

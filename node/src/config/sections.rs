@@ -61,6 +61,8 @@ section! {
     Router {
         /// Prefill on one device and decode on another: "auto" (where a long prompt makes it worth the transfer), "always" or "never".
         disaggregate: Disaggregate = Disaggregate::Auto;
+        /// "auto" prefills a prompt where it decodes if fewer tokens than this are not cached there: 0 to 1048576.
+        local_prefill_below_tokens: u32 = 64;
         /// Requests that may wait for a worker before further ones get 429: 1 to 65536.
         max_waiting_requests: u32 = 1024;
         /// Requests that a device may have in flight: 1 to 4096.

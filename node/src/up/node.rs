@@ -173,6 +173,7 @@ impl Parts {
         let incarnation = self.epochs.next().map_err(begun)?;
         let mut options = server::cluster_options(config, specs);
         options.node = self.name.to_string();
+        options.hint_secret = self.identity.present().cluster_secret();
         options.epochs = Some(self.epochs.epochs());
         options.network = Some(Network {
             endpoint: self.endpoint.clone(),

@@ -177,6 +177,7 @@ fn cluster_limits(config: &Config) -> ClusterLimits {
     ClusterLimits {
         max_waiting: config.router.max_waiting_requests as usize,
         max_running: config.router.max_running_requests as usize,
+        local_prefill_below_tokens: config.router.local_prefill_below_tokens as usize,
         lease_term: Duration::from_millis(u64::from(config.router.lease_ms)),
         ..ClusterLimits::default()
     }

@@ -5,7 +5,8 @@
 
 use crate::sent_request::SentRequest;
 use crate::{
-    ClusterMap, DeviceId, DeviceRole, Epoch, GrantedLease, HandOver, LeaseId, RequestError, SequenceId, StreamEvent,
+    ClusterMap, DeviceId, DeviceRole, Epoch, GrantedLease, HandOver, LeaseId, PrefixBatch, RequestError, SequenceId,
+    StreamEvent,
 };
 
 /// Longest control message that is sent or accepted, archived: a prompt of a million tokens and the same again.
@@ -35,6 +36,8 @@ pub enum ControlMessage {
     SetRoles(Vec<DeviceRole>),
     /// From the coordinator: the devices of this node take nothing new, or do so again.
     SetDraining(bool),
+    /// From a gateway that has missed some of it, or has just begun: what does this device hold in its prefix cache?
+    TellPrefixes(DeviceId),
     /// What do you say of yourself?
     AskStatus,
 }
@@ -94,15 +97,6 @@ pub enum Stepping {
     These(Vec<SequenceId>),
     /// It hangs, and which one it hangs in is its secret.
     AllThatRun,
-}
-
-/// Blocks of prefixes that a device holds now, or no more, by their keys.
-#[derive(Clone, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
-pub struct PrefixBatch {
-    /// Held now.
-    pub added: Vec<u64>,
-    /// Held no more.
-    pub removed: Vec<u64>,
 }
 
 /// What an operator wants of the coordinator.

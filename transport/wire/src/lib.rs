@@ -8,6 +8,7 @@ mod ids;
 mod kv;
 mod lease;
 mod message;
+mod prefixes;
 mod request;
 mod role;
 mod sent_request;
@@ -17,8 +18,8 @@ pub use cluster::{
     Beat, ClusterMap, DeviceFacts, DeviceRole, Heartbeat, Hello, MapEntry, ModelFacts, NodeEntry, Standing,
 };
 pub use control::{
-    ControlMessage, ControlReply, MAX_CONTROL_BYTES, MAX_TOKEN_BYTES, MessageError, Order, PrefixBatch, Stepping,
-    ToDecode, ToGateway, ToPrefill, TokenBatch,
+    ControlMessage, ControlReply, MAX_CONTROL_BYTES, MAX_TOKEN_BYTES, MessageError, Order, Stepping, ToDecode,
+    ToGateway, ToPrefill, TokenBatch,
 };
 pub use ids::{DeviceId, Epoch, LeaseId, MapVersion, NodeId, RequestId, SequenceId, TenantId, TokenId};
 pub use kv::{BLOCK_TOKENS, BlockIndex, ElementType, KvLayout, LayerIndex, blocks_for_tokens};
@@ -27,6 +28,7 @@ pub use message::{
     ArchivedKvBlocksHeader, FrameError, HEADER_ALIGN, KvBlocksHeader, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES,
     PROTOCOL_VERSION, checksum, checksum_on,
 };
+pub use prefixes::{HintKey, PrefixBatch, PrefixChange, PrefixWords};
 pub use request::{
     FinishReason, GenerateRequest, Numerics, RequestError, SamplingParams, StreamEvent, TokenLogprobs, Usage,
 };

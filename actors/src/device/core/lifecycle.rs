@@ -60,9 +60,12 @@ impl DeviceCore {
     pub(super) fn new_sequence(&mut self, request: Arc<GenerateRequest>, destination: Destination) -> Sequence {
         self.num_taken += 1;
         let most = request.prompt.len() + request.max_tokens as usize;
-        let salt = self.limits.prefix_identity.as_ref().map(|identity| identity.salt(request.tenant));
+        let tenant = request.tenant;
         let mut sequence = Sequence::new(request, destination, Age(self.num_taken), most.min(self.max_context));
-        sequence.prefixes.salt = salt;
+        if let Some(identity) = &self.limits.prefix_identity {
+            sequence.prefixes.salt = Some(identity.salt(tenant));
+            sequence.prefixes.hints = Some(self.limits.hint_keyer.chain(tenant));
+        }
         sequence
     }
 
