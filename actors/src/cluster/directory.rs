@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use relevo_wire::{ClusterMap, DeviceId, DeviceRole, MapVersion, NodeEntry, NodeId, Role, Roles};
+use relevo_wire::{ClusterMap, DeviceId, MapVersion, NodeEntry, NodeId, Role, Roles};
 
 use super::links::{Links, LinksError};
 use super::options::{ClusterOptions, Limits};
@@ -148,10 +148,6 @@ fn own_entry(network: &Network) -> NodeEntry {
 
 /// A process alone plays all that there is.
 fn roles_alone(options: &ClusterOptions) -> Roles {
-    let devices = options.devices.iter().flat_map(|spec| &spec.roles);
-    let devices = devices.map(|role| match role {
-        DeviceRole::Prefill => Role::Prefill,
-        DeviceRole::Decode => Role::Decode,
-    });
+    let devices = options.devices.iter().flat_map(|spec| &spec.roles).map(|&role| Role::from(role));
     [Role::Gateway, Role::Coordinator].into_iter().chain(devices).collect()
 }

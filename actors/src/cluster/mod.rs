@@ -30,7 +30,7 @@ pub(crate) use slot::Slot;
 pub(crate) use ticker::Ticker;
 
 use relevo_transport::identity::PeerIdentity;
-use relevo_wire::{ControlMessage, ControlReply, DeviceFacts, Order, Role};
+use relevo_wire::{ControlMessage, ControlReply, DeviceFacts, NodeId, Order, Role};
 
 use self::queues::Queues;
 use self::root::{RootArguments, RootMessage};
@@ -208,7 +208,10 @@ impl Cluster {
     /// the tree and the engines. It is done about when `deadline` has gone by, at the latest a step later.
     pub async fn shutdown(&self, deadline: Duration) {
         let directory = &self.directory;
-        directory.set_draining(true);
+        // Alone, what still waits has nobody else to go to.
+        if directory.node != NodeId::ALONE {
+            directory.set_draining(true);
+        }
         directory.keeper.close();
         self.directory.keeper.drain(&self.directory, deadline.saturating_sub(STOP_TIME)).await;
         // Fails when the runner has ended already.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use relevo_wire::{
-    Beat, ClusterMap, ControlMessage, DeviceId, DeviceRole, Epoch, NodeEntry, NodeId, PrefixBatch, Role, SentRequest,
-    SequenceId, Stepping, ToDecode, ToGateway, ToPrefill, TokenBatch,
+    Beat, ClusterMap, ControlMessage, DeviceId, DeviceRole, Epoch, NodeId, PrefixBatch, Role, SentRequest, SequenceId,
+    Stepping, ToDecode, ToGateway, ToPrefill, TokenBatch,
 };
 use tokio::time::timeout;
 
@@ -180,9 +180,8 @@ impl Directory {
 
     /// A peer can be reached.
     pub(crate) fn peer_found(&self, peer: &Peer) {
-        let entry = NodeEntry { node: peer.node, name: peer.name.to_string(), roles: peer.roles, listen: peer.listen };
         if self.plays(Role::Coordinator) {
-            let _ = self.coordinator.cast(CoordinatorMessage::Node(entry));
+            let _ = self.coordinator.cast(CoordinatorMessage::Node(peer.entry()));
         }
         self.tell_router_who_is_there();
     }

@@ -88,9 +88,10 @@ impl FrameSink for PeerSink {
 
     fn admit(&self, header: &ArchivedKvBlocksHeader) -> Result<LandingFrame, Refusal> {
         let port = self.directory.device(header.device()).ok_or(Refusal::LeaseGone)?;
-        let frame = port.landing.admit(header)?;
-        if frame.prefill().node() == self.node {
-            return Ok(frame);
+        let prefill = port.landing.prefill_of(header.lease()).ok_or(Refusal::LeaseGone)?;
+        // Before the frame is let in, which takes its layer's turn from the one before it.
+        if prefill.node() == self.node {
+            return port.landing.admit(header);
         }
         metrics::counter!("relevo_messages_refused_total", "reason" => "foreign_lease").increment(1);
         tracing::warn!(peer = %self.node, sequence = %header.sequence(), "a peer pushes into a lease that is not its own");

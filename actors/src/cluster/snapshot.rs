@@ -1,5 +1,6 @@
 //! The cluster's status, gathered.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use relevo_wire::{ClusterMap, ControlMessage, ControlReply, NodeEntry, NodeId};
@@ -14,7 +15,7 @@ use crate::status::{ClusterStatus, DeviceStatus, LinkStatus, NodeStatus, QueueSt
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// A snapshot. Figures of different devices are not of one instant.
-pub(super) async fn status(directory: &std::sync::Arc<Directory>, queues: Vec<QueueStatus>) -> ClusterStatus {
+pub(super) async fn status(directory: &Arc<Directory>, queues: Vec<QueueStatus>) -> ClusterStatus {
     let mut status = alone(directory, queues);
     status.nodes.extend(others(directory).await);
     status
@@ -26,11 +27,11 @@ pub(super) fn alone(directory: &Directory, queues: Vec<QueueStatus>) -> ClusterS
 }
 
 /// The nodes of the map, each by its own account, or as the map has it if it does not answer.
-async fn others(directory: &std::sync::Arc<Directory>) -> Vec<NodeStatus> {
+async fn others(directory: &Arc<Directory>) -> Vec<NodeStatus> {
     let map = directory.map();
     let mut asking = JoinSet::new();
     for entry in map.nodes.iter().filter(|entry| entry.node != directory.node) {
-        let (directory, entry) = (std::sync::Arc::clone(directory), entry.clone());
+        let (directory, entry) = (Arc::clone(directory), entry.clone());
         asking.spawn(async move {
             let asked = directory.peers.ask(entry.node, &ControlMessage::AskStatus, PATIENCE).await;
             (entry, asked)
@@ -97,13 +98,7 @@ impl Directory {
 
     /// The nodes that this one has a link to, and itself.
     pub(crate) fn known_nodes(&self) -> Vec<NodeEntry> {
-        let entry = |peer: &Peer| NodeEntry {
-            node: peer.node,
-            name: peer.name.to_string(),
-            roles: peer.roles,
-            listen: peer.listen,
-        };
-        let mut nodes: Vec<_> = self.peers.all().iter().map(|peer| entry(peer)).collect();
+        let mut nodes: Vec<_> = self.peers.all().iter().map(|peer| peer.entry()).collect();
         nodes.extend(self.own_entry.clone());
         nodes
     }

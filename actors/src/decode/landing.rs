@@ -125,8 +125,7 @@ impl FrameSink for LandingStrip {
     type Writer = LandingFrame;
 
     fn admit(&self, header: &ArchivedKvBlocksHeader) -> Result<LandingFrame, Refusal> {
-        let lease = LeaseId(header.lease.0.to_native());
-        self.find(lease).ok_or(Refusal::LeaseGone)?.admit(header)
+        self.find(header.lease()).ok_or(Refusal::LeaseGone)?.admit(header)
     }
 }
 
@@ -180,11 +179,6 @@ impl Landing {
 }
 
 impl LandingFrame {
-    /// Who may write under its lease.
-    pub fn prefill(&self) -> DeviceId {
-        self.landing.prefill
-    }
-
     /// Lets the frame touch its layer, unless another has come after it.
     fn my_turn(&self) -> Result<MutexGuard<'_, u64>, Refusal> {
         let turn = self.landing.turns.get(self.layer as usize).map(lock).ok_or(Refusal::Mismatch)?;

@@ -23,7 +23,7 @@ use super::permission::Sender;
 use super::remote_ref::RemoteRef;
 use super::session::{LinkStream, Sessions};
 use super::table::Peer;
-use super::token_streams;
+use super::token_streams::{self, TokenError};
 use crate::clock;
 use crate::cluster::{Directory, Ticker};
 use crate::policy::liveness::Liveness;
@@ -323,22 +323,11 @@ impl PeerLinkState {
         let (remote, delivers) = RemoteRef::new(facade.clone().into(), link.secret, link.failed.clone());
         link.tasks.spawn(delivers);
         let (tokens, batches) = mpsc::channel(token_streams::CAPACITY);
-        let failed = link.failed.clone();
-        let carries = token_streams::send(link.connection.clone(), batches);
-        link.tasks.spawn(async move {
-            if let Err(error) = carries.await {
-                let _ = failed.try_send(error.to_string());
-            }
-        });
+        link.tasks.spawn(or_fail(token_streams::send(link.connection.clone(), batches), link.failed.clone()));
         let directory = &self.arguments.directory;
         if directory.plays(Role::Gateway) {
-            let failed = link.failed.clone();
             let receives = token_streams::receive(link.connection.clone(), Arc::clone(directory), self.node);
-            link.tasks.spawn(async move {
-                if let Err(error) = receives.await {
-                    let _ = failed.try_send(error.to_string());
-                }
-            });
+            link.tasks.spawn(or_fail(receives, link.failed.clone()));
         }
         let peer = Arc::new(Peer {
             node: self.node,
@@ -373,6 +362,14 @@ impl PeerLinkState {
             tracing::debug!(peer = %name, reason, "a link has not come up");
         }
         self.redial_at = clock::now() + self.redial;
+    }
+}
+
+/// A stream of tokens that breaks takes its link along.
+async fn or_fail(stream: impl Future<Output = Result<(), TokenError>>, failed: mpsc::Sender<String>) {
+    if let Err(error) = stream.await {
+        // A full channel holds an earlier reason.
+        let _ = failed.try_send(error.to_string());
     }
 }
 

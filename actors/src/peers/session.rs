@@ -22,7 +22,7 @@ const FRAME_OVERHEAD: u64 = 64 << 10;
 pub(super) struct Sessions(ActorRef<NodeServerMessage>);
 
 impl Sessions {
-    /// Of this node, in this start of it: two incarnations of one name must not pass for one, see STALE names in `ractor_cluster`'s elections.
+    /// Of this node, in this start of it: of two sessions of one name `ractor_cluster` would keep one, perhaps that of the start before.
     pub(super) async fn start(network: &Network, parent: ActorCell) -> Result<Self, SpawnErr> {
         let mut cookie = String::new();
         for byte in network.session_secret() {

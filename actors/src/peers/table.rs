@@ -8,7 +8,7 @@ use std::time::Duration;
 use dashmap::DashMap;
 use relevo_transport::ControlConnection;
 use relevo_transport::identity::Name;
-use relevo_wire::{ControlMessage, ControlReply, NodeId, Role, Roles, TokenBatch};
+use relevo_wire::{ControlMessage, ControlReply, NodeEntry, NodeId, Role, Roles, TokenBatch};
 use tokio::sync::mpsc;
 
 use super::remote_ref::{AskError, RemoteRef};
@@ -29,6 +29,13 @@ pub(crate) struct Peer {
     pub(crate) tokens: mpsc::Sender<TokenBatch>,
 }
 
+impl Peer {
+    /// As the map has it.
+    pub(crate) fn entry(&self) -> NodeEntry {
+        NodeEntry { node: self.node, name: self.name.to_string(), roles: self.roles, listen: self.listen }
+    }
+}
+
 /// The peers with a link, by number.
 #[derive(Debug, Default)]
 pub(crate) struct Peers(DashMap<NodeId, Arc<Peer>>);
@@ -38,7 +45,7 @@ impl Peers {
         self.0.insert(peer.node, peer);
     }
 
-    /// Forgets the link to a node of this incarnation.
+    /// Forgets the link to a node.
     pub(super) fn remove(&self, node: NodeId) {
         self.0.remove(&node);
     }

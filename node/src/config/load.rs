@@ -160,8 +160,8 @@ impl Config {
         for role in [DeviceRole::Prefill, DeviceRole::Decode] {
             // What one node of many lacks, another has.
             if self.node.roles.is_empty() && !self.devices.iter().any(|device| device.roles.contains(&role)) {
-                let name = format!("{role:?}").to_lowercase();
-                return Err(out_of_range("device.roles", format!("without \"{name}\""), "it on at least one device"));
+                let without = format!("without \"{}\"", role.name());
+                return Err(out_of_range("device.roles", without, "it on at least one device"));
             }
         }
         self.log.check()

@@ -157,10 +157,10 @@ impl Parts {
         let mut specs: Vec<_> = devices.iter().map(PlannedDevice::spec).collect();
         let allowed = self.identity.own().roles;
         for spec in &mut specs {
-            spec.roles.retain(|role| self.roles.contains(role_of(*role)));
+            spec.roles.retain(|role| self.roles.contains(Role::from(*role)));
             spec.able = [DeviceRole::Prefill, DeviceRole::Decode]
                 .into_iter()
-                .filter(|role| allowed.contains(role_of(*role)))
+                .filter(|role| allowed.contains(Role::from(*role)))
                 .collect();
         }
         if let Some(spec) = specs.iter().find(|spec| spec.roles.is_empty()) {
@@ -185,13 +185,6 @@ impl Parts {
             name: self.name.clone(),
         });
         Ok(options)
-    }
-}
-
-fn role_of(role: DeviceRole) -> Role {
-    match role {
-        DeviceRole::Prefill => Role::Prefill,
-        DeviceRole::Decode => Role::Decode,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::{DeviceId, Epoch, KvLayout, MapVersion, NodeId, Roles};
+use crate::{DeviceId, Epoch, KvLayout, MapVersion, NodeId, Role, Roles};
 
 /// What a device does for a sequence; its actor of that role owns it.
 #[derive(
@@ -34,6 +34,16 @@ impl DeviceRole {
         match self {
             Self::Prefill => "prefill",
             Self::Decode => "decode",
+        }
+    }
+}
+
+/// A node whose devices play it plays it.
+impl From<DeviceRole> for Role {
+    fn from(role: DeviceRole) -> Self {
+        match role {
+            DeviceRole::Prefill => Self::Prefill,
+            DeviceRole::Decode => Self::Decode,
         }
     }
 }

@@ -5,8 +5,7 @@
 
 use crate::sent_request::SentRequest;
 use crate::{
-    ClusterMap, DeviceId, DeviceRole, Epoch, GrantedLease, HandOver, LeaseId, PrefixBatch, RequestError, SequenceId,
-    StreamEvent,
+    ClusterMap, DeviceId, DeviceRole, Epoch, GrantedLease, HandOver, LeaseId, PrefixBatch, SequenceId, StreamEvent,
 };
 
 /// Longest control message that is sent or accepted, archived: a prompt of a million tokens and the same again.
@@ -176,11 +175,3 @@ pub struct TokenBatch {
 /// Longest archived [`TokenBatch`] that is accepted: a step's outputs with twenty alternatives each stay below it, and prompts'
 /// log-probabilities are sent a chunk at a time.
 pub const MAX_TOKEN_BYTES: usize = 64 << 20;
-
-/// An error that a peer may send in a stream.
-impl RequestError {
-    /// Whether a worker may say so of a sequence.
-    pub const fn is_a_workers(&self) -> bool {
-        !matches!(self, Self::Poisoned { .. })
-    }
-}

@@ -7,18 +7,21 @@ pub type TokenId = u32;
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident($inner:ty), $prefix:literal) => {
-        $(#[$doc])*
-        #[derive(
-            Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash,
-            rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize, serde::Deserialize,
-        )]
-        pub struct $name(pub $inner);
+        id!($(#[$doc])* $name($inner));
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 write!(f, concat!($prefix, "{}"), self.0)
             }
         }
+    };
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(
+            Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash,
+            rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize, serde::Deserialize,
+        )]
+        pub struct $name(pub $inner);
     };
 }
 
@@ -43,24 +46,10 @@ id!(
     MapVersion(u64), "map-"
 );
 
-/// A node: one process of a cluster, as numbers carry it. Names are what people and certificates use, see [`NodeId::of_name`].
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    rkyv::Archive,
-    rkyv::Serialize,
-    rkyv::Deserialize,
-    serde::Serialize,
-    serde::Deserialize,
-)]
-pub struct NodeId(pub u32);
+id!(
+    /// A node: one process of a cluster, as numbers carry it. Names are what people and certificates use, see [`NodeId::of_name`].
+    NodeId(u32)
+);
 
 /// Bits of a node's number: what is left of 32 beside 256 devices, and of 64 beside 2^40 requests.
 const NODE_BITS: u32 = 24;
@@ -86,24 +75,10 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// A device of the cluster: a GPU or a NUMA node. The upper 24 bits are its node's number, the lower 8 its place there.
-#[derive(
-    Clone,
-    Copy,
-    Debug,
-    Default,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    rkyv::Archive,
-    rkyv::Serialize,
-    rkyv::Deserialize,
-    serde::Serialize,
-    serde::Deserialize,
-)]
-pub struct DeviceId(pub u32);
+id!(
+    /// A device of the cluster: a GPU or a NUMA node. The upper 24 bits are its node's number, the lower 8 its place there.
+    DeviceId(u32)
+);
 
 impl DeviceId {
     /// The device at this place of a node.

@@ -172,6 +172,11 @@ impl ArchivedKvBlocksHeader {
         DeviceId(self.device.0.to_native())
     }
 
+    /// The lease they are pushed under.
+    pub fn lease(&self) -> LeaseId {
+        LeaseId(self.lease.0.to_native())
+    }
+
     /// The receiver's blocks that they go to.
     pub fn targets(&self) -> impl ExactSizeIterator<Item = BlockIndex> + '_ {
         self.blocks.iter().map(|block| BlockIndex(block.0.to_native()))
