@@ -3,9 +3,11 @@
 CARGO ?= cargo
 # What `make up` hands on, such as ARGS="--threads 4".
 ARGS ?=
+# Of the local cluster of `make cluster`.
+SHAPE ?= 2p2d
 
 .DEFAULT_GOAL := help
-.PHONY: help tools up build test fmt lint soak bench bench-peer bench-overhead python-env deny advisories example-config clean
+.PHONY: help tools up cluster build test fmt lint soak bench bench-peer bench-overhead python-env deny advisories example-config clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +20,9 @@ build: tools ## Build the release binary
 
 up: build ## Build, fetch the default model once, and serve it on http://127.0.0.1:8080
 	@exec $(CARGO) run --quiet --release --locked -p relevo -- up $(ARGS)
+
+cluster: build ## A cluster of processes on this machine: two that prefill, two that decode
+	@exec $(CARGO) run --quiet --release --locked -p relevo -- up --local-cluster $(SHAPE) $(ARGS)
 
 test: tools ## Install what tests need, and run every check and test
 	@sh scripts/test

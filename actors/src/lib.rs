@@ -7,6 +7,7 @@ pub mod decode;
 pub mod device;
 pub mod faults;
 pub mod gateway;
+pub mod peers;
 pub mod policy;
 pub mod prefill;
 pub mod router;

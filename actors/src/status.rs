@@ -15,6 +15,7 @@ pub struct ClusterStatus {
 
 /// One process.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct NodeStatus {
     /// Its name.
     pub name: String,
@@ -22,17 +23,54 @@ pub struct NodeStatus {
     pub pid: u32,
     /// `gateway`, `coordinator`, `prefill`, `decode`.
     pub roles: Vec<String>,
+    /// How often it was started, as far as it is kept.
+    pub epoch: u64,
+    /// `linked`, or `lost` if it does not answer.
+    pub state: String,
+    /// Sequences on its devices; of a gateway without devices, its open streams.
+    pub running_requests: u64,
     /// Its devices.
     pub devices: Vec<DeviceStatus>,
+    /// Its links to other nodes.
+    pub links: Vec<LinkStatus>,
+}
+
+/// A control connection to another node, and the path that it has measured.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LinkStatus {
+    /// The other node's name.
+    pub peer: String,
+    /// Where it is.
+    pub address: String,
+    /// What carries it.
+    pub carrier: String,
+    /// The latest estimate of a round trip, in microseconds.
+    pub round_trip_us: u64,
+    /// Packets sent.
+    pub sent_packets: u64,
+    /// Of these, how many were lost.
+    pub lost_packets: u64,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// Bytes received.
+    pub received_bytes: u64,
+    /// The largest UDP payload that the path carries, in bytes.
+    pub mtu: u64,
+    /// Messages that wait to be sent.
+    pub waiting_messages: u64,
 }
 
 /// One device.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DeviceStatus {
     /// Such as `cpu0`.
     pub name: String,
     /// Roles it plays.
     pub roles: Vec<String>,
+    /// `serving`, `starting`, `suspected` or `draining`, as the coordinator has it.
+    pub standing: String,
     /// How often its pool was made anew.
     pub epoch: u64,
     /// Sequences in prefill or decode.

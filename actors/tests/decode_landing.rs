@@ -10,8 +10,8 @@ use relevo_gpu::cpu::KvPool;
 use relevo_gpu::model::KvMemory;
 use relevo_transport::{Frame, FrameSink, FrameWriter, PushError, Refusal, receive_frame};
 use relevo_wire::{
-    BlockIndex, ElementType, Epoch, KvBlocksHeader, KvLayout, LayerIndex, LeaseId, PROTOCOL_VERSION, RequestId,
-    SequenceId, checksum,
+    BlockIndex, DeviceId, ElementType, Epoch, KvBlocksHeader, KvLayout, LayerIndex, LeaseId, PROTOCOL_VERSION,
+    RequestId, SequenceId, checksum,
 };
 
 const LAYOUT: KvLayout =
@@ -33,7 +33,7 @@ impl Scene {
         let blocks = vec![BlockIndex(4), BlockIndex(2)];
         let granted = GrantedLease { lease: LEASE, epoch: Epoch(3), blocks, num_present: 0 };
         let (kv, said): (Arc<dyn KvMemory>, _) = (pool.clone(), Arc::clone(&events));
-        strip.open(SEQUENCE, granted, kv, move |event| said.lock().unwrap().push(event));
+        strip.open((SEQUENCE, DeviceId(7)), granted, kv, move |event| said.lock().unwrap().push(event));
         Self { pool, strip, events }
     }
 
@@ -62,6 +62,7 @@ fn blocks(value: u8) -> Vec<Bytes> {
 fn header(layer: u32, blocks: &[Bytes]) -> KvBlocksHeader {
     KvBlocksHeader {
         protocol: PROTOCOL_VERSION,
+        device: DeviceId(0),
         sequence: SEQUENCE,
         lease: LEASE,
         epoch: Epoch(3),

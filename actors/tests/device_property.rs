@@ -13,7 +13,9 @@ use proptest::prelude::*;
 use relevo_actors::device::{
     CoreEvent, CoreLimits, Destination, DeviceCommand, DeviceEvent, DeviceRole, GrantedLease, SequenceOutcome,
 };
-use relevo_actors::policy::hints::PrefixHints;
+use relevo_actors::policy::hint_keys::HintKey;
+use relevo_actors::policy::hints::{Heard, PrefixHints};
+use relevo_actors::policy::prefix_news::PrefixWords;
 use relevo_gpu::model::{ScriptedModel, ScriptedOptions, StepModel};
 use relevo_wire::{BlockIndex, Epoch, GenerateRequest, Instant64, LayerIndex, LeaseId, SequenceId, TenantId};
 
@@ -41,6 +43,8 @@ enum Action {
     Half(usize),
     Unpin,
     Wait(u64),
+    /// A router that knows nothing takes the place of the one there is.
+    NewRouter,
 }
 
 #[derive(Clone, Debug)]
@@ -85,6 +89,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => (1..20_u64).prop_map(Action::Wait),
         // Long enough for the news of the prefix cache.
         1 => Just(Action::Wait(100)),
+        1 => Just(Action::NewRouter),
     ]
 }
 
@@ -101,12 +106,14 @@ struct World {
     stepping: bool,
     /// What a router knows.
     hints: PrefixHints,
+    /// The names of all blocks of all sequences, as far as they came.
+    chains: BTreeMap<SequenceId, Vec<HintKey>>,
 }
 
 impl World {
     fn new() -> Self {
         let model = ScriptedModel::new(ScriptedOptions { max_context: 128, ..options(20) });
-        let limits = CoreLimits { max_running: 6, max_waiting: 20, ..limits(&model) };
+        let limits = CoreLimits { max_running: 6, max_waiting: 20, max_news_keys: 3, ..limits(&model) };
         Self {
             rig: Rig::with_limits(model, limits),
             requests: BTreeMap::new(),
@@ -117,6 +124,7 @@ impl World {
             wanted: Vec::new(),
             stepping: false,
             hints: PrefixHints::default(),
+            chains: BTreeMap::new(),
         }
     }
 
@@ -175,6 +183,10 @@ impl World {
             Action::Wait(millis) => {
                 self.rig.now = self.rig.now + Duration::from_millis(*millis);
                 self.rig.handle(CoreEvent::Tick);
+            }
+            Action::NewRouter => {
+                self.hints = PrefixHints::default();
+                self.rig.command(DeviceCommand::TellPrefixes);
             }
         }
         self.listen();
@@ -245,8 +257,14 @@ impl World {
             if let DeviceEvent::LeaseWanted { sequence } = event {
                 self.wanted.push(*sequence);
             }
-            if let DeviceEvent::PrefixChanged { change } = event {
-                self.hints.heard(change);
+            if let DeviceEvent::PrefixChanged { batch } = event {
+                let num_keys = match &batch.words {
+                    PrefixWords::Changed(change) => change.added.len() + change.removed.len(),
+                    PrefixWords::Snapshot { keys, .. } => keys.len(),
+                };
+                assert!(num_keys <= self.rig.core.limits().max_news_keys);
+                let heard = self.hints.heard(batch);
+                assert!(heard != Heard::Gap || !self.hints.is_current());
             }
         }
         self.heard = self.rig.told.len();
@@ -259,11 +277,31 @@ impl World {
         assert_eq!(stats.leases as usize, self.leases.len());
     }
 
-    /// Everything has been told: a router knows the blocks that are held, and no others.
-    fn check_hints(&self) {
+    /// Everything has been told: a router knows the blocks that are held, and no others, and of each all before it.
+    fn check_hints(&mut self) {
+        for _ in 0..20 {
+            self.rig.handle(CoreEvent::Tick);
+            self.listen();
+        }
+        assert!(self.hints.is_current(), "a snapshot of 20 blocks has no more than 20 parts");
         let held: BTreeSet<_> = self.rig.core.prefixes().collect();
         assert!(held.iter().all(|key| self.hints.holds(*key)), "{held:?} {:?}", self.hints);
         assert_eq!(self.hints.num_held(), held.len());
+        self.check_chains(&held);
+    }
+
+    /// No block is held without those before it.
+    fn check_chains(&mut self, held: &BTreeSet<HintKey>) {
+        let keyer = self.rig.core.limits().hint_keyer;
+        for (id, request) in &self.requests {
+            let generated = self.rig.emitted.get(id).map_or(&[][..], |emitted| &emitted.tokens);
+            self.chains.insert(*id, keyer.keys(request.tenant, &[&request.prompt, generated].concat()));
+        }
+        for (id, chain) in &self.chains {
+            let num_held = chain.iter().take_while(|key| held.contains(key)).count();
+            assert!(!chain[num_held..].iter().any(|key| held.contains(key)), "{id} has a hole after {num_held}");
+            assert_eq!(self.hints.leading_blocks(chain, 0), num_held);
+        }
     }
 
     /// Lets everything come to its end, and looks back.
@@ -309,6 +347,7 @@ proptest! {
     #[test]
     fn no_interleaving_breaks_a_promise(actions in prop::collection::vec(action(), 1..120)) {
         let mut world = World::new();
+        world.act(&Action::NewRouter);
         for action in &actions {
             world.act(action);
         }

@@ -15,6 +15,7 @@ pub mod logging;
 pub mod metrics_recorder;
 pub mod model_command;
 pub mod model_store;
+pub mod order_command;
 pub mod signals;
 pub mod status_command;
 pub mod terminal;

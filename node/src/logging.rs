@@ -18,6 +18,11 @@ pub fn check_filter(filter: &str) -> Result<(), String> {
         .map_err(|error| format!("levels by module such as \"info,relevo=debug\" ({error})"))
 }
 
+/// The filter, with the sessions of `ractor_cluster` quiet unless it names them: what a lost link means is said by those whose link it was.
+fn without_sessions(filter: &str) -> String {
+    if filter.contains("ractor") { filter.to_owned() } else { format!("{filter},ractor=error,ractor_cluster=error") }
+}
+
 /// Starts the log of this process. Later calls change nothing: a test may have set its own.
 ///
 /// # Errors
@@ -25,7 +30,7 @@ pub fn check_filter(filter: &str) -> Result<(), String> {
 pub fn start(filter: &str, format: LogFormat) -> Result<(), String> {
     check_filter(filter)?;
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(filter))
+        .with_env_filter(EnvFilter::new(without_sessions(filter)))
         // Each hop of a request is told when it is done, with the time that it took.
         .with_span_events(FmtSpan::CLOSE)
         .with_writer(io::stderr);

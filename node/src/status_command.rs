@@ -1,8 +1,9 @@
 //! `relevo status`: what a running server says of itself, as a tree or as JSON.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use relevo_actors::status::{ActorStatus, ClusterStatus, DeviceStatus};
+use relevo_actors::status::{ActorStatus, ClusterStatus, DeviceStatus, LinkStatus};
 
 use crate::cli::Failure;
 use crate::http_client::ApiClient;
@@ -23,7 +24,16 @@ pub struct StatusArgs {
     /// Print the server's own JSON
     #[arg(long)]
     json: bool,
+    /// Show it anew every second, until Ctrl-C
+    #[arg(long, conflicts_with = "json")]
+    watch: bool,
 }
+
+/// How often `--watch` asks.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// Puts the cursor to the upper left and clears what is below (ECMA-48).
+const CLEAR: &str = "\x1b[H\x1b[J";
 
 /// Asks and prints.
 ///
@@ -35,8 +45,16 @@ pub async fn run(args: &StatusArgs) -> Result<(), Failure> {
         let status: serde_json::Value = client.get(STATUS_PATH).await?;
         return Ok(terminal::print(status)?);
     }
-    let status: ClusterStatus = client.get(STATUS_PATH).await?;
-    Ok(terminal::print(drawing(&status, Style::of_stdout()))?)
+    let mut ticks = tokio::time::interval(WATCH_EVERY);
+    loop {
+        ticks.tick().await;
+        let status: ClusterStatus = client.get(STATUS_PATH).await?;
+        let drawn = drawing(&status, Style::of_stdout());
+        if !args.watch {
+            return Ok(terminal::print(drawn)?);
+        }
+        terminal::print(format!("{CLEAR}{drawn}"))?;
+    }
 }
 
 /// The whole, as lines for a person.
@@ -44,8 +62,11 @@ fn drawing(status: &ClusterStatus, style: Style) -> String {
     let mut lines = Vec::new();
     for node in &status.nodes {
         let roles = node.roles.join(", ");
-        lines.push(format!("{} {}", style.strong(&node.name), style.faint(format!("pid {}, {roles}", node.pid))));
+        let state = if node.state == "lost" { format!(" {}", style.bad("lost")) } else { String::new() };
+        let facts = format!("pid {}, epoch {}, {roles}", node.pid, node.epoch);
+        lines.push(format!("{} {}{state}", style.strong(&node.name), style.faint(facts)));
         lines.extend(node.devices.iter().flat_map(device_lines));
+        lines.extend(node.links.iter().map(link_line));
     }
     lines.push(String::new());
     lines.push(style.strong("Supervision"));
@@ -72,9 +93,10 @@ fn device_lines(device: &DeviceStatus) -> [String; 3] {
     let hit_percent = 100 * device.prefix_hit_tokens / device.prefix_query_tokens.max(1);
     [
         format!(
-            "  {} ({})  epoch {}, {} steps, {} running, {} waiting, {} leases",
+            "  {} ({}{})  epoch {}, {} steps, {} running, {} waiting, {} leases",
             device.name,
             device.roles.join(" + "),
+            if device.standing == "serving" { String::new() } else { format!(", {}", device.standing) },
             device.epoch,
             terminal::thousands(device.steps),
             device.running_requests,
@@ -94,6 +116,20 @@ fn device_lines(device: &DeviceStatus) -> [String; 3] {
             terminal::thousands(device.prefix_query_tokens)
         ),
     ]
+}
+
+fn link_line(link: &LinkStatus) -> String {
+    format!(
+        "    to {} by {}: {} us, {} of {} packets lost, {} sent, {} received, {} bytes a packet",
+        link.peer,
+        link.carrier,
+        terminal::thousands(link.round_trip_us),
+        link.lost_packets,
+        terminal::thousands(link.sent_packets),
+        terminal::bytes(link.sent_bytes),
+        terminal::bytes(link.received_bytes),
+        terminal::thousands(link.mtu)
+    )
 }
 
 fn actor_label(actor: &ActorStatus, style: Style) -> String {
@@ -136,12 +172,32 @@ mod tests {
             roles: vec!["prefill".into(), "decode".into()],
             epoch: 2,
             steps: 12_345,
+            standing: "serving".into(),
             kv_blocks: KvBlocks { free: 1000, cached: 3, active: 2, leased: 1 },
             prefix_hit_tokens: 30,
             prefix_query_tokens: 60,
             ..DeviceStatus::default()
         };
-        let node = NodeStatus { name: "relevo".into(), pid: 7, roles: vec!["gateway".into()], devices: vec![device] };
+        let link = LinkStatus {
+            peer: "decode-0".into(),
+            carrier: "quic".into(),
+            round_trip_us: 1234,
+            sent_packets: 5000,
+            lost_packets: 1,
+            sent_bytes: 2048,
+            received_bytes: 0,
+            mtu: 1452,
+            ..LinkStatus::default()
+        };
+        let node = NodeStatus {
+            name: "relevo".into(),
+            pid: 7,
+            epoch: 3,
+            roles: vec!["gateway".into()],
+            devices: vec![device],
+            links: vec![link],
+            ..NodeStatus::default()
+        };
         let mut restarted = actor("device-0/prefill", Some("device-0"));
         restarted.restarts = 1;
         let status = ClusterStatus {
@@ -156,10 +212,11 @@ mod tests {
             queues: vec![QueueStatus { name: "submissions".into(), depth: 1, capacity: 512 }],
         };
         let expected = "\
-relevo pid 7, gateway
+relevo pid 7, epoch 3, gateway
   cpu0 (prefill + decode)  epoch 2, 12,345 steps, 0 running, 0 waiting, 0 leases
     KV blocks: 1,000 free, 3 cached, 2 active, 1 leased
     prefix cache: 30 of 60 prompt tokens (50 %)
+    to decode-0 by quic: 1,234 us, 1 of 5,000 packets lost, 2.0 KiB sent, 0 B received, 1,452 bytes a packet
 
 Supervision
   cluster running

@@ -3,6 +3,7 @@
 use relevo_actors::coordinator::{ClusterMap, CoordinatorEvent, Heartbeat};
 use relevo_actors::decode::DecodeEvent;
 use relevo_actors::device::DeviceCommand;
+use relevo_actors::policy::prefix_news::PrefixWords;
 use relevo_actors::prefill::PrefillEvent;
 use relevo_actors::router::RouterEvent;
 use relevo_wire::{SequenceId, StreamEvent};
@@ -17,8 +18,13 @@ pub(crate) fn scenario(scenario: &Scenario) -> String {
     let (num_devices, num_requests) = (devices.len(), requests.len());
     let mut lines = vec![format!(
         "seed {seed}: {num_devices} devices, {num_requests} requests, disaggregation {disaggregate:?}, messages take up to {max_delay:?}, \
-         of a hundred {} frames are lost, {} heartbeats lost, {} late",
-        scenario.lost_frames, scenario.lost_heartbeats, scenario.late_heartbeats
+         of a hundred {} frames are lost, {} heartbeats lost, {} late, {} news of prefixes lost, {} doubled, {} late",
+        scenario.lost_frames,
+        scenario.lost_heartbeats,
+        scenario.late_heartbeats,
+        scenario.lost_news,
+        scenario.doubled_news,
+        scenario.late_news
     )];
     lines.extend(devices.iter().enumerate().map(|(index, spec)| {
         let cache = if spec.prefix_cache { "with" } else { "without" };
@@ -72,8 +78,10 @@ pub(crate) fn map(map: &ClusterMap) -> String {
 fn coordinator(event: &CoordinatorEvent) -> Option<String> {
     Some(match event {
         CoordinatorEvent::Tick => return None,
+        CoordinatorEvent::Node(entry) => format!("{} joins", entry.name),
+        CoordinatorEvent::Order(order) => format!("an operator wants {order:?}"),
         CoordinatorEvent::Left { device, epoch } => format!("{device} left after {epoch}"),
-        CoordinatorEvent::Heartbeat(Heartbeat { facts, serving, progress, busy, map }) => {
+        CoordinatorEvent::Heartbeat(Heartbeat { facts, serving, progress, busy, map, .. }) => {
             let state = if *serving { "serves" } else { "does not serve" };
             let load = if *busy { "busy" } else { "idle" };
             let (device, epoch, (term, version)) = (facts.device, facts.epoch, map);
@@ -96,8 +104,18 @@ fn router(event: &RouterEvent) -> Option<String> {
         RouterEvent::Ended(sequence) => format!("{sequence} is over"),
         RouterEvent::Refused(sequence) => format!("{sequence} was refused a lease"),
         RouterEvent::Map(seen) => format!("sees {}", map(seen)),
-        RouterEvent::PrefixChanged { device, epoch, change } => {
-            format!("{device}, {epoch}, holds {} blocks more and {} less", change.added.len(), change.removed.len())
+        RouterEvent::Reachable(nodes) => format!("reaches {nodes:?}"),
+        RouterEvent::PrefixChanged { device, epoch, batch } => {
+            let what = match &batch.words {
+                PrefixWords::Changed(_) if batch.is_mark() => return None,
+                PrefixWords::Changed(change) => {
+                    format!("{} blocks more and {} less", change.added.len(), change.removed.len())
+                }
+                PrefixWords::Snapshot { keys, is_last, .. } => {
+                    format!("{} blocks{}", keys.len(), if *is_last { ", which is all" } else { ", and more" })
+                }
+            };
+            format!("{device}, {epoch}, says its word {}: it holds {what}", batch.seq)
         }
     })
 }
@@ -117,6 +135,7 @@ fn prefill(event: &PrefillEvent) -> Option<String> {
         }
         PrefillEvent::PushFailed { sequence, lease } => format!("{sequence} could not push under {lease}"),
         PrefillEvent::Abort(sequence) => format!("{sequence} is aborted"),
+        PrefillEvent::NodeLost(node) => format!("node {node} is lost"),
         PrefillEvent::Ended(sequence) => format!("{sequence} ended"),
     })
 }
@@ -134,6 +153,8 @@ fn decode(event: &DecodeEvent) -> Option<String> {
         DecodeEvent::WritersGone(lease) => format!("{lease} has no writers left"),
         DecodeEvent::Expire(lease) => format!("{lease} is made to expire"),
         DecodeEvent::Abort(sequence) => format!("{sequence} is aborted"),
+        DecodeEvent::NodeLost(node) => format!("node {node} is lost"),
+        DecodeEvent::WriterLost(device) => format!("the prefill role of {device} is lost"),
     })
 }
 
@@ -146,6 +167,8 @@ fn order(command: &DeviceCommand) -> String {
         DeviceCommand::Release { lease } => format!("release {lease}"),
         DeviceCommand::Abort { sequence } => format!("abort {sequence}"),
         DeviceCommand::AbortAll { role } => format!("abort all of {role:?}"),
+        DeviceCommand::AbortGateway { gateway } => format!("abort all of gateway {gateway}"),
+        DeviceCommand::TellPrefixes => "tell all prefixes".to_owned(),
         DeviceCommand::Drain { .. } => "drain".to_owned(),
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use relevo_actors::coordinator::{DeviceFacts, Heartbeat};
 use relevo_actors::decode::DecodeCore;
 use relevo_actors::device::{CoreLimits, DeviceCommand, DeviceCore, DeviceRole, GrantedLease, PlanBuffers};
+use relevo_actors::policy::hint_keys::HintKeyer;
 use relevo_actors::policy::leases::Arrivals;
 use relevo_actors::policy::prefix::PrefixIdentity;
 use relevo_actors::policy::progress::ProgressWatch;
@@ -22,6 +23,9 @@ pub(crate) const NUM_LAYERS: u32 = 2;
 
 /// Term of a lease.
 pub(crate) const LEASE_TERM: Duration = Duration::from_millis(200);
+
+/// What the names of prefixes depend on.
+pub(crate) const SECRET: [u8; 32] = [3; 32];
 
 /// A device, as its port and its supervisor know it.
 pub(crate) struct Device {
@@ -99,12 +103,15 @@ pub(crate) const fn role_index(role: DeviceRole) -> usize {
 impl Engine {
     #[expect(clippy::expect_used, reason = "the limits are constants of this file")]
     fn new(model: ScriptedModel, spec: &DeviceSpec, epoch: Epoch) -> Self {
-        let identity = PrefixIdentity { secret: [3; 32], content: "scripted".into() };
+        let identity = PrefixIdentity { secret: SECRET, content: "scripted".into() };
         let limits = CoreLimits {
             max_running: 12,
             max_mixed_rows: 48,
             headroom_tokens: 32,
             prefix_identity: spec.prefix_cache.then_some(identity),
+            hint_keyer: HintKeyer::new(SECRET),
+            // Few enough that a snapshot of a small pool has many parts.
+            max_news_keys: 5,
             ..CoreLimits::of_model(&model)
         };
         Self {
@@ -201,12 +208,13 @@ impl Device {
             device: self.id,
             name: format!("cpu{}", self.id.0),
             roles: self.spec.roles.clone(),
+            able: self.spec.roles.clone(),
             epoch: self.epoch,
             num_blocks: engine.map_or(0, |_| self.spec.num_blocks as usize),
             max_context: engine.map_or(0, |_| CONTEXT),
         };
         let (progress, busy) = engine.map_or((0, false), |engine| (engine.progress, engine.core.stats().busy));
-        Heartbeat { facts, serving: engine.is_some(), progress, busy, map }
+        Heartbeat { facts, serving: engine.is_some(), progress, busy, draining: false, map }
     }
 
     /// It serves, or would if somebody asked it to.

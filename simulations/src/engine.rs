@@ -5,7 +5,6 @@ use relevo_actors::decode::DecodeEvent;
 use relevo_actors::device::{CoreEvent, DeviceCommand, DeviceEvent, DeviceRole, Effect, PinId, SequenceOutcome};
 use relevo_actors::gateway::Loss;
 use relevo_actors::prefill::PrefillEvent;
-use relevo_actors::router::RouterEvent;
 use relevo_gpu::model::{Progress, StepModel};
 use relevo_wire::{Epoch, LayerIndex, LeaseId, SequenceId};
 
@@ -159,11 +158,7 @@ impl World {
         for effect in effects {
             match effect {
                 Effect::Emit(sequence, event) => tokens.push((sequence, event)),
-                Effect::Tell(DeviceEvent::PrefixChanged { change }) => {
-                    let (id, epoch) = (self.devices[device].id, engine.epoch);
-                    let event = RouterEvent::PrefixChanged { device: id, epoch, change };
-                    self.send_to_router(Place::Engine(device), event);
-                }
+                Effect::Tell(DeviceEvent::PrefixChanged { batch }) => self.tell_prefixes(device, engine.epoch, batch),
                 Effect::Tell(event) => self.pump(device, event)?,
                 Effect::Push { pin, sequence, lease, layer, first_block, blocks } => {
                     let kv = engine.model.kv_memory();

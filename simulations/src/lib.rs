@@ -1,7 +1,7 @@
 //! Relevo's decisions in virtual time: the very state machines that serve, in a world whose clock, network and misfortunes follow from a seed.
 //!
 //! A [`Scenario`] is drawn from a seed: devices and their roles, requests, delays, and misfortunes (engines that fail or hang, actors that die,
-//! devices that leave, heartbeats and frames that are lost). A [`World`] plays it: it carries messages between the coordinator, the router, the
+//! devices that leave, heartbeats, frames and news of prefixes that are lost). A [`World`] plays it: it carries messages between the coordinator, the router, the
 //! prefill, decode and device cores and the streams of a gateway, with a scripted model in the place of weights, and holds every promise to
 //! account after each event. A run that breaks one ends in a [`Failure`] that names its seed, and the same seed fails the same way again:
 //! `cargo run -p relevo-simulations -- SEED` tells what happens in it, line by line.
@@ -16,6 +16,7 @@ mod landing;
 mod lease_book;
 mod membership;
 mod misfortunes;
+mod prefixes;
 mod random;
 mod roles;
 mod scenario;

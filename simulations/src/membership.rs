@@ -103,6 +103,8 @@ impl World {
                     self.tally.suspicions += 1;
                     self.note(|| format!("{device} is suspected"));
                 }
+                // Of an operator, whom there is none of here.
+                CoordinatorEffect::Tell(..) | CoordinatorEffect::Refuse(_) => {}
             }
         }
         if is_tick {

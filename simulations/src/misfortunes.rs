@@ -2,11 +2,13 @@
 
 use relevo_actors::device::{DeviceCommand, DeviceRole};
 use relevo_actors::gateway::Loss;
+use relevo_actors::policy::hint_keys::HintKeyer;
+use relevo_actors::policy::routing::LOCAL_PREFILL_BELOW_TOKENS;
 use relevo_actors::router::{RouterCore, RouterEvent, RouterLimits};
 use relevo_gpu::model::StepModel;
 
 use crate::checks::Broken;
-use crate::device::role_index;
+use crate::device::{SECRET, role_index};
 use crate::engine::broken;
 use crate::scenario::{Misfortune, Scenario};
 use crate::world::{Happening, World};
@@ -95,5 +97,12 @@ impl World {
 /// A router that knows nobody.
 pub(crate) fn router(scenario: &Scenario) -> RouterCore {
     let Scenario { max_waiting, disaggregate, .. } = *scenario;
-    RouterCore::new(RouterLimits { max_waiting, max_running: 12, max_prefilling: 4, disaggregate })
+    let limits = RouterLimits {
+        max_waiting,
+        max_running: 12,
+        max_prefilling: 4,
+        disaggregate,
+        local_prefill_below_tokens: LOCAL_PREFILL_BELOW_TOKENS,
+    };
+    RouterCore::new(limits, HintKeyer::new(SECRET))
 }

@@ -86,6 +86,7 @@ impl World {
                     }
                 }
                 RouterEffect::Reject { sequence, error } => self.reject(sequence, error)?,
+                RouterEffect::ResyncPrefixes { device } => self.ask_for_prefixes(device),
             }
         }
         Ok(())

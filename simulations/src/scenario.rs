@@ -47,6 +47,12 @@ pub struct Scenario {
     pub lost_heartbeats: u64,
     /// Heartbeats that come late, in a hundred.
     pub late_heartbeats: u64,
+    /// News of prefixes, and wishes for them, that are lost, in a hundred.
+    pub lost_news: u64,
+    /// News of prefixes that come twice, in a hundred.
+    pub doubled_news: u64,
+    /// News of prefixes that come late, in a hundred.
+    pub late_news: u64,
 }
 
 /// One device.
@@ -122,6 +128,8 @@ impl Scenario {
         let max_waiting = if random.chance(10) { 4 } else { 64 };
         let lost_heartbeats = if random.chance(25) { random.between(1, 40) } else { 0 };
         let late_heartbeats = if random.chance(25) { random.between(1, 40) } else { 0 };
+        let mut of_news = || if random.chance(30) { random.between(1, 60) } else { 0 };
+        let (lost_news, doubled_news, late_news) = (of_news(), of_news(), of_news());
         Self {
             seed,
             devices,
@@ -133,6 +141,9 @@ impl Scenario {
             lost_frames,
             lost_heartbeats,
             late_heartbeats,
+            lost_news,
+            doubled_news,
+            late_news,
         }
     }
 

@@ -1,6 +1,5 @@
 //! The verdict, when everything has come to rest: every stream got what its request yields alone, or an error that is its due.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use relevo_actors::gateway::StreamOutcome;
@@ -18,29 +17,9 @@ use crate::world::World;
 const DEATHS_OF_POISON: u64 = 2;
 
 impl World {
-    /// All news have arrived: the router believes of no block that a device holds it if it does not.
-    fn check_hints(&self) -> Result<(), Broken> {
-        for device in &self.devices {
-            let Some((hints, engine)) = self.router.hints(device.id).zip(device.engine.as_ref()) else { continue };
-            let held: BTreeSet<_> = engine.core.prefixes().collect();
-            let num_right = held.iter().filter(|key| hints.holds(**key)).count();
-            let believed = hints.num_held();
-            ensure(num_right == believed, || {
-                format!("the router believes that {} holds {believed} blocks, and is right in {num_right}", device.id)
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Blocks of prefixes that the router knows of.
-    pub(crate) fn num_hints(&self) -> u64 {
-        let hints = self.devices.iter().filter_map(|device| self.router.hints(device.id));
-        hints.map(|hints| hints.num_held() as u64).sum()
-    }
-
     /// At the end: every stream got what its request yields alone.
     pub(crate) fn look_back(&self) -> Result<(), Broken> {
-        self.check_hints()?;
+        self.check_prefixes()?;
         for spec in &self.scenario.requests {
             let id = spec.request.sequence.request;
             let Some(live) = self.streams.get(&id) else { return Err(Broken(format!("{id} was never taken in"))) };

@@ -93,7 +93,10 @@ impl Witness {
                 let last = self.departed.entry(*device).or_insert(*epoch);
                 *last = (*epoch).max(*last);
             }
-            CoordinatorEvent::Heartbeat(_) | CoordinatorEvent::Tick => {}
+            CoordinatorEvent::Heartbeat(_)
+            | CoordinatorEvent::Node(_)
+            | CoordinatorEvent::Order(_)
+            | CoordinatorEvent::Tick => {}
         }
     }
 
@@ -179,7 +182,7 @@ impl World {
                     self.witness.may_play(route.decode, DeviceRole::Decode)?;
                 }
                 RouterEffect::Redirect { decode, .. } => self.witness.may_play(*decode, DeviceRole::Decode)?,
-                RouterEffect::Reject { .. } => {}
+                RouterEffect::Reject { .. } | RouterEffect::ResyncPrefixes { .. } => {}
             }
         }
         Ok(())

@@ -162,6 +162,10 @@ pub struct Report {
     pub suspicions: u64,
     /// Blocks of prefixes that the router knows of at the end.
     pub hints: u64,
+    /// News of prefixes that were lost.
+    pub lost_news: u64,
+    /// How often the router asked a device for all its prefixes.
+    pub resyncs: u64,
     /// Sequences that made room, on the engines that are there at the end.
     pub preemptions: u64,
     /// How long after the last misfortune the last stream ended.

@@ -35,6 +35,8 @@ fn no_seed_breaks_a_promise() {
     at_least(20, "leases expired", |report| report.leases_expired);
     at_least(20, "suspicions", |report| report.suspicions);
     at_least(2000, "prefix blocks known", |report| report.hints);
+    at_least(200, "lost news of prefixes", |report| report.lost_news);
+    at_least(1000, "wishes for all prefixes", |report| report.resyncs);
 }
 
 #[test]

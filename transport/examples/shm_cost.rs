@@ -20,7 +20,7 @@ use relevo_transport::{
     Frame, FrameSender, FrameSink, FrameWriter, Patience, Refusal, ShmAddress, ShmListener, Ticket, shm_link,
 };
 use relevo_wire::{
-    ArchivedKvBlocksHeader, BlockIndex, ElementType, Epoch, KvBlocksHeader, KvLayout, LayerIndex, LeaseId,
+    ArchivedKvBlocksHeader, BlockIndex, DeviceId, ElementType, Epoch, KvBlocksHeader, KvLayout, LayerIndex, LeaseId,
     PROTOCOL_VERSION, RequestId, SequenceId, SharedRegion, checksum,
 };
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
@@ -204,6 +204,7 @@ impl Blocks {
         let first = u32::try_from(first)?;
         let header = KvBlocksHeader {
             protocol: PROTOCOL_VERSION,
+            device: DeviceId(0),
             sequence: SequenceId { request: RequestId(7), choice: 1, attempt: 2 },
             lease: LeaseId(3),
             epoch: Epoch(4),

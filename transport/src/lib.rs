@@ -26,7 +26,10 @@ mod shm;
 
 pub use frame::Frame;
 pub use link::{Delivery, FrameReceiver, FrameSender, PushError, in_process};
-pub use quic::{ALPN, EphemeralAuthority, EphemeralError, Patience, QuicEndpoint, QuicError};
+pub use quic::{
+    ALPN, ControlConnection, ControlError, DialError, EphemeralAuthority, EphemeralError, MessageReader, MessageWriter,
+    NodeEndpoint, PathFacts, Patience, QuicEndpoint, QuicError,
+};
 pub use receive::{FrameSink, FrameWriter, Refusal, receive_frame, serve_frames};
 #[cfg(target_os = "linux")]
 pub use shm::{NoShmAddress, ShmAddress, ShmListener, Ticket, shm_link};

@@ -4,23 +4,38 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use relevo_wire::{DeviceId, MapVersion};
+use relevo_wire::{ClusterMap, DeviceId, MapVersion, NodeEntry, NodeId, Role, Roles};
 
 use super::links::{Links, LinksError};
 use super::options::{ClusterOptions, Limits};
+use super::pulse::Pulse;
+use super::remote_links::RemoteLinks;
 use super::slot::Slot;
 use super::tree::SupervisionTree;
-use crate::coordinator::{ClusterMap, CoordinatorMessage};
+use crate::coordinator::CoordinatorMessage;
 use crate::device::DevicePort;
 use crate::faults::{FaultSwitches, MessageFault};
 use crate::gateway::{GatewayMessage, Keeper};
+use crate::peers::{MeshMessage, Network, Peers};
+use crate::policy::hint_keys::HintKeyer;
 use crate::policy::routing::Disaggregate;
 use crate::router::RouterMessage;
 use crate::traces::Traces;
 
 /// One for each cluster; every actor holds it.
 pub(crate) struct Directory {
-    pub(crate) node: String,
+    /// This process's number, and its name in status.
+    pub(crate) node: NodeId,
+    pub(crate) name: String,
+    roles: Roles,
+    /// Itself, as the map of a cluster has it.
+    pub(crate) own_entry: Option<NodeEntry>,
+    pub(crate) mesh: Slot<MeshMessage>,
+    pub(crate) peers: Arc<Peers>,
+    /// What its devices said last of themselves.
+    pub(crate) pulse: Pulse,
+    /// How often it was started, as far as it counts.
+    pub(crate) incarnation: u64,
     pub(crate) coordinator: Slot<CoordinatorMessage>,
     pub(crate) router: Slot<RouterMessage>,
     pub(crate) gateway: Slot<GatewayMessage>,
@@ -33,6 +48,8 @@ pub(crate) struct Directory {
     pub(crate) allow_faults: bool,
     pub(crate) limits: Limits,
     pub(crate) disaggregate: Disaggregate,
+    /// Names prefixes to routers.
+    pub(crate) hint_keyer: HintKeyer,
     /// Sequences that wait in the router, for those who look at the queues.
     pub(crate) router_waiting: AtomicUsize,
     /// The last map that was published: what everyone acts on while the coordinator is away.
@@ -41,11 +58,21 @@ pub(crate) struct Directory {
 
 impl Directory {
     pub(super) fn new(options: &ClusterOptions) -> Result<Self, LinksError> {
-        let devices = (0u32..).map(DeviceId).zip(&options.devices);
-        let links = Links::new(options.carrier, devices.clone().map(|(id, _)| id))?;
-        let port = |id, spec: &super::DeviceSpec| Arc::new(DevicePort::new(id, spec.name.clone(), spec.roles.clone()));
+        let node = options.network.as_ref().map_or(NodeId::ALONE, Network::node);
+        let devices = (0u8..).map(|index| DeviceId::of(node, index)).zip(&options.devices);
+        let peers = Arc::<Peers>::default();
+        let remote = options.network.as_ref().map(|network| RemoteLinks::new(network.endpoint.clone(), &peers));
+        let links = Links::new(options.carrier, devices.clone().map(|(id, _)| id), remote)?;
+        let port = |id, spec: &super::DeviceSpec| Arc::new(DevicePort::new(id, spec, options.epochs.clone()));
         Ok(Self {
-            node: options.node.clone(),
+            node,
+            name: options.node.clone(),
+            roles: options.network.as_ref().map_or_else(|| roles_alone(options), |network| network.roles),
+            own_entry: options.network.as_ref().map(own_entry),
+            mesh: Slot::default(),
+            peers,
+            pulse: Pulse::default(),
+            incarnation: options.network.as_ref().map_or(1, |network| network.incarnation),
             coordinator: Slot::default(),
             router: Slot::default(),
             gateway: Slot::default(),
@@ -58,12 +85,23 @@ impl Directory {
             allow_faults: options.faults.is_some(),
             limits: options.limits,
             disaggregate: options.disaggregate,
+            hint_keyer: HintKeyer::new(options.hint_secret),
             router_waiting: AtomicUsize::new(0),
             map: RwLock::default(),
         })
     }
 
-    /// The device, if there is one of that id.
+    /// Whether this process plays the role.
+    pub(crate) fn plays(&self, role: Role) -> bool {
+        self.roles.contains(role)
+    }
+
+    /// What this process plays.
+    pub(crate) fn roles(&self) -> Roles {
+        self.roles
+    }
+
+    /// The device, if there is one of that id in this process.
     pub(crate) fn device(&self, device: DeviceId) -> Option<&Arc<DevicePort>> {
         self.devices.get(&device)
     }
@@ -92,11 +130,24 @@ impl Directory {
         (map.term, map.version)
     }
 
-    /// Keeps a map, unless a newer one is there.
-    pub(crate) fn publish(&self, map: ClusterMap) {
+    /// Keeps a map, unless a newer one is there; whether it was kept.
+    pub(crate) fn publish(&self, map: ClusterMap) -> bool {
         let mut kept = self.map.write().unwrap_or_else(PoisonError::into_inner);
-        if (map.term, map.version) > (kept.term, kept.version) {
+        let is_newer = (map.term, map.version) > (kept.term, kept.version);
+        if is_newer {
             *kept = map;
         }
+        is_newer
     }
+}
+
+fn own_entry(network: &Network) -> NodeEntry {
+    let (node, name) = (network.node(), network.name.to_string());
+    NodeEntry { node, name, roles: network.roles, listen: network.listen }
+}
+
+/// A process alone plays all that there is.
+fn roles_alone(options: &ClusterOptions) -> Roles {
+    let devices = options.devices.iter().flat_map(|spec| &spec.roles).map(|&role| Role::from(role));
+    [Role::Gateway, Role::Coordinator].into_iter().chain(devices).collect()
 }

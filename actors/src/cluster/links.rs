@@ -1,4 +1,4 @@
-//! The links between the devices of this process: who sends KV blocks to whom, over what.
+//! The links between devices: who sends KV blocks to whom, over what.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -9,17 +9,24 @@ use relevo_transport::{
     EphemeralAuthority, EphemeralError, FrameSender, FrameSink, Patience, QuicEndpoint, QuicError, in_process,
     serve_frames,
 };
-use relevo_wire::DeviceId;
+use relevo_wire::{DeviceId, NodeId};
 use tokio::task::JoinSet;
 
 use super::options::Carrier;
 use super::queues::Fill;
+use super::remote_links::RemoteLinks;
 
 /// Frames that a link holds: a frame is a layer of a chunk.
-const LINK_CAPACITY: usize = 32;
+pub(super) const LINK_CAPACITY: usize = 32;
 
-/// The links of a process.
-pub(crate) enum Links {
+/// The links of a process: among its devices, and to those of other nodes.
+pub(crate) struct Links {
+    local: LocalLinks,
+    remote: Option<RemoteLinks>,
+}
+
+/// The links between the devices of a process.
+enum LocalLinks {
     /// Buffers change hands. All senders of a device share its one link.
     InProcess(DashMap<DeviceId, FrameSender>),
     /// A connection for each pair.
@@ -27,7 +34,7 @@ pub(crate) enum Links {
 }
 
 /// Each device with a port on loopback and a certificate of its own, by an authority that nobody else has.
-pub(crate) struct QuicLinks {
+struct QuicLinks {
     endpoints: BTreeMap<DeviceId, QuicEndpoint>,
     /// By sender and receiver.
     senders: DashMap<(DeviceId, DeviceId), FrameSender>,
@@ -48,22 +55,27 @@ pub enum LinksError {
 
 impl Links {
     /// Makes ready what the carrier needs.
-    pub(super) fn new(carrier: Carrier, devices: impl Iterator<Item = DeviceId>) -> Result<Self, LinksError> {
-        match carrier {
-            Carrier::InProcess => Ok(Self::InProcess(DashMap::new())),
-            Carrier::Quic => Ok(Self::Quic(QuicLinks::new(devices)?)),
-        }
+    pub(super) fn new(
+        carrier: Carrier,
+        devices: impl Iterator<Item = DeviceId>,
+        remote: Option<RemoteLinks>,
+    ) -> Result<Self, LinksError> {
+        let local = match carrier {
+            Carrier::InProcess => LocalLinks::InProcess(DashMap::new()),
+            Carrier::Quic => LocalLinks::Quic(QuicLinks::new(devices)?),
+        };
+        Ok(Self { local, remote })
     }
 
     /// Lets frames in to `device`; `tasks` own what receives them. Links to whoever received them before are closed with it.
     pub(crate) fn serve(&self, device: DeviceId, sink: Arc<impl FrameSink>, tasks: &mut JoinSet<()>) {
-        match self {
-            Self::InProcess(senders) => {
+        match &self.local {
+            LocalLinks::InProcess(senders) => {
                 let (sender, receiver) = in_process(LINK_CAPACITY);
                 senders.insert(device, sender);
                 tasks.spawn(serve_frames(receiver, sink));
             }
-            Self::Quic(links) => {
+            LocalLinks::Quic(links) => {
                 if let Some(endpoint) = links.endpoints.get(&device).cloned() {
                     tasks.spawn(async move { endpoint.serve(sink).await });
                 }
@@ -73,17 +85,27 @@ impl Links {
 
     /// The link of this pair, a new one if the last was closed.
     pub(crate) fn sender(&self, from: DeviceId, to: DeviceId) -> Option<FrameSender> {
-        match self {
-            Self::InProcess(senders) => senders.get(&to).map(|sender| sender.clone()),
-            Self::Quic(links) => links.sender(from, to),
+        if from.node() != to.node() {
+            return self.remote.as_ref()?.sender(from, to.node());
+        }
+        match &self.local {
+            LocalLinks::InProcess(senders) => senders.get(&to).map(|sender| sender.clone()),
+            LocalLinks::Quic(links) => links.sender(from, to),
+        }
+    }
+
+    /// A node is gone: the links to it are.
+    pub(crate) fn forget(&self, node: NodeId) {
+        if let Some(remote) = &self.remote {
+            remote.forget(node);
         }
     }
 
     /// Frames on their way to `device`, until they are answered.
     pub(crate) fn fill(&self, device: DeviceId) -> Fill {
-        match self {
-            Self::InProcess(senders) => senders.get(&device).map_or((0, 0), |sender| sender.depth()),
-            Self::Quic(links) => {
+        match &self.local {
+            LocalLinks::InProcess(senders) => senders.get(&device).map_or((0, 0), |sender| sender.depth()),
+            LocalLinks::Quic(links) => {
                 let to_it = links.senders.iter().filter(|entry| entry.key().1 == device);
                 to_it.map(|entry| entry.depth()).fold((0, 0), |sum, fill| (sum.0 + fill.0, sum.1 + fill.1))
             }
@@ -92,7 +114,10 @@ impl Links {
 
     /// Closes all of them, for good.
     pub(super) async fn close(&self) {
-        if let Self::Quic(links) = self {
+        if let Some(remote) = &self.remote {
+            remote.close().await;
+        }
+        if let LocalLinks::Quic(links) = &self.local {
             let endpoints = links.endpoints.values().cloned();
             let closing: JoinSet<()> = endpoints.map(|endpoint| async move { endpoint.close().await }).collect();
             closing.join_all().await;

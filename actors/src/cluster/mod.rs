@@ -3,7 +3,10 @@
 mod directory;
 mod links;
 mod options;
+mod post;
+mod pulse;
 mod queues;
+mod remote_links;
 mod root;
 mod runner;
 mod slot;
@@ -17,12 +20,17 @@ use std::time::Duration;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 
+pub use crate::peers::Network;
 pub(crate) use directory::Directory;
 pub use links::LinksError;
-pub use options::{Carrier, ClusterOptions, DeviceSpec, Limits, ModelFactory, TuneLimits};
+pub use options::{Carrier, ClusterOptions, DeviceSpec, Epochs, Limits, ModelFactory, TuneLimits};
 pub(crate) use queues::{Fill, fill_of, fill_of_weak};
+pub(crate) use remote_links::PeerSink;
 pub(crate) use slot::Slot;
 pub(crate) use ticker::Ticker;
+
+use relevo_transport::identity::PeerIdentity;
+use relevo_wire::{ControlMessage, ControlReply, DeviceFacts, NodeId, Order, Role};
 
 use self::queues::Queues;
 use self::root::{RootArguments, RootMessage};
@@ -31,6 +39,7 @@ use crate::coordinator::{CoordinatorMessage, Standing};
 use crate::device::{DeviceRole, SupervisorMessage};
 use crate::faults::Fault;
 use crate::gateway::{Gateway, GatewayMessage, Intake, gateway_channel};
+use crate::peers::MeshMessage;
 use crate::status::ClusterStatus;
 
 /// Submissions on their way to the keeper: a burst of connections.
@@ -41,6 +50,9 @@ const TOKEN_CAPACITY: usize = 1024;
 
 /// How often the map is looked at while a cluster starts: the devices have reported, only two mailboxes are between.
 const MAP_POLL: Duration = Duration::from_millis(1);
+
+/// How long an order may take to be answered.
+const ORDER_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long the first map may take.
 const START_PATIENCE: Duration = Duration::from_secs(2);
@@ -88,9 +100,10 @@ impl Cluster {
     /// # Errors
     /// See [`ClusterError`].
     pub async fn start(options: ClusterOptions) -> Result<Self, ClusterError> {
-        for (role, name) in [(DeviceRole::Prefill, "prefill"), (DeviceRole::Decode, "decode")] {
-            if !options.devices.iter().any(|device| device.roles.contains(&role)) {
-                return Err(ClusterError::RoleMissing(name));
+        for role in [DeviceRole::Prefill, DeviceRole::Decode] {
+            let is_played = options.devices.iter().any(|device| device.roles.contains(&role));
+            if options.network.is_none() && !is_played {
+                return Err(ClusterError::RoleMissing(role.name()));
             }
         }
         let directory = Arc::new(Directory::new(&options)?);
@@ -104,6 +117,7 @@ impl Cluster {
             specs: options.devices.into(),
             intake: intake.clone(),
             tokens,
+            network: options.network,
         };
         let root = Arc::new(Slot::default());
         let (stop, stopped) = watch::channel(false);
@@ -111,7 +125,9 @@ impl Cluster {
         let runner = Runner::start(arguments, Arc::clone(&root), failed_sender)
             .await
             .map_err(|error| ClusterError::Start(error.to_string()))?;
-        wait_for_all(&directory).await;
+        if directory.plays(Role::Coordinator) {
+            wait_for_all(&directory).await;
+        }
         let mut tasks = JoinSet::new();
         tasks.spawn(runner.run(stopped.clone()));
         tasks.spawn(queues.clone().report(stopped));
@@ -123,18 +139,60 @@ impl Cluster {
         self.gateway.clone()
     }
 
-    /// A snapshot of the whole.
+    /// A snapshot of the whole; other nodes are asked, and get a moment to answer.
+    pub async fn status_of_all(&self) -> ClusterStatus {
+        snapshot::status(&self.directory, self.queues.status()).await
+    }
+
+    /// What this process says of itself, at once.
     pub fn status(&self) -> ClusterStatus {
-        snapshot::status(&self.directory, self.queues.status())
+        snapshot::alone(&self.directory, self.queues.status())
     }
 
     /// Whether a prefill and a decode worker serve now.
     pub fn is_ready(&self) -> bool {
-        let map = self.directory.map();
-        let serves = |role| {
-            map.devices.iter().any(|entry| entry.standing == Standing::Serving && entry.facts.roles.contains(&role))
-        };
+        let serving = self.serving();
+        let serves = |role| serving.iter().any(|facts| facts.roles.contains(&role));
         !*self.failed.borrow() && serves(DeviceRole::Prefill) && serves(DeviceRole::Decode)
+    }
+
+    /// The devices that serve and can be reached from here.
+    pub fn serving(&self) -> Vec<DeviceFacts> {
+        let (map, directory) = (self.directory.map(), &self.directory);
+        let is_reachable = |node| node == directory.node || directory.peers.find(node).is_some();
+        let serving = map.devices.into_iter().filter(|entry| entry.standing == Standing::Serving);
+        serving.map(|entry| entry.facts).filter(|facts| is_reachable(facts.device.node())).collect()
+    }
+
+    /// Ends the links to peers whose certificate is no longer good.
+    pub fn part_from(&self, is_revoked: impl Fn(&PeerIdentity) -> bool) {
+        for peer in self.directory.peers.all() {
+            if is_revoked(peer.connection.peer()) {
+                tracing::warn!(peer = %peer.name, "its certificate is revoked");
+                peer.connection.close("its certificate is revoked");
+            }
+        }
+    }
+
+    /// Carries out an operator's order, or has the coordinator do so.
+    ///
+    /// # Errors
+    /// Why it is not carried out, in words for the operator.
+    pub async fn order(&self, order: Order) -> Result<(), String> {
+        if self.directory.plays(Role::Coordinator) {
+            return self.directory.obey(order, ORDER_PATIENCE).await;
+        }
+        let coordinators = self.directory.peers.playing(Role::Coordinator);
+        let Some(coordinator) = coordinators.first() else {
+            return Err("the coordinator cannot be reached: what it decides waits until it is back".to_owned());
+        };
+        let asked = self.directory.peers.ask(coordinator.node, &ControlMessage::Order(order), ORDER_PATIENCE).await;
+        match asked {
+            Ok(ControlReply::Taken) => Ok(()),
+            Ok(ControlReply::Refused(reason)) => Err(reason),
+            Ok(_) => Err("the coordinator does not do so for this node".to_owned()),
+            Err(error) => Err(format!("the coordinator: {error}")),
+        }
     }
 
     /// Returns when the cluster has given itself up: its root died too often, or its last device cannot be started again.
@@ -149,7 +207,12 @@ impl Cluster {
     /// Drains: takes nothing new, lets streams end, and at the deadline fails those that are still open with `ShuttingDown`; then stops
     /// the tree and the engines. It is done about when `deadline` has gone by, at the latest a step later.
     pub async fn shutdown(&self, deadline: Duration) {
-        self.directory.keeper.close();
+        let directory = &self.directory;
+        // Alone, what still waits has nobody else to go to.
+        if directory.node != NodeId::ALONE {
+            directory.set_draining(true);
+        }
+        directory.keeper.close();
         self.directory.keeper.drain(&self.directory, deadline.saturating_sub(STOP_TIME)).await;
         // Fails when the runner has ended already.
         let _ = self.stop.send(true);
@@ -198,6 +261,7 @@ impl Cluster {
         poked &= directory.coordinator.cast(CoordinatorMessage::Poke);
         poked &= directory.router.cast(crate::router::RouterMessage::Poke);
         poked &= directory.gateway.cast(GatewayMessage::Poke);
+        poked &= directory.mesh.cast(MeshMessage::Poke);
         for port in directory.devices.values() {
             poked &= port.supervisor.cast(SupervisorMessage::Poke);
             poked &= port.prefill.cast(crate::prefill::PrefillMessage::Poke);

@@ -1,15 +1,19 @@
 //! What a cluster is started with.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use relevo_gpu::compute::ComputeError;
 use relevo_gpu::model::StepModel;
 
+use relevo_wire::Epoch;
+
 use crate::device::{CoreLimits, DeviceRole};
 use crate::faults::Fault;
+use crate::peers::Network;
 use crate::policy::restarts::RestartIntensity;
-use crate::policy::routing::Disaggregate;
+use crate::policy::routing::{Disaggregate, LOCAL_PREFILL_BELOW_TOKENS};
 
 /// Makes a device's model: at its start, and again if its engine cannot be revived. It may take its time; weights that are mapped once and
 /// shared make the second time short.
@@ -17,6 +21,9 @@ pub type ModelFactory = Arc<dyn Fn() -> Result<Box<dyn StepModel>, ComputeError>
 
 /// Adjusts the limits that were derived from the model.
 pub type TuneLimits = Arc<dyn Fn(CoreLimits) -> CoreLimits + Send + Sync>;
+
+/// Gives the next epoch of a device: each is greater than all that this node has ever begun.
+pub type Epochs = Arc<dyn Fn() -> io::Result<Epoch> + Send + Sync>;
 
 /// What carries KV blocks from one device of a process to another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,14 +39,21 @@ pub enum Carrier {
 pub struct ClusterOptions {
     /// The process's name, in status.
     pub node: String,
-    /// Its devices; ids are given in this order. At least one plays prefill, at least one decode.
+    /// Its devices; ids are given in this order. Alone, at least one plays prefill, at least one decode.
     pub devices: Vec<DeviceSpec>,
     /// Whether prefill and decode of a request may be on two devices.
     pub disaggregate: Disaggregate,
     /// What carries KV blocks from one device to another.
     pub carrier: Carrier,
+    /// What the names of prefixes that devices and routers agree on depend on: the same on all nodes of a cluster, and known to nobody else,
+    /// so that no tenant can guess the names of another's prompts or make its own collide with them.
+    pub hint_secret: [u8; 32],
     /// Bounds.
     pub limits: Limits,
+    /// Its place among other nodes; without one it is a cluster of its own.
+    pub network: Option<Network>,
+    /// Counts the epochs of its devices; without, they are counted from 1 and forgotten with the process.
+    pub epochs: Option<Epochs>,
     /// Fault switches: `None` forbids them, an empty list allows [`super::Cluster::inject`].
     pub faults: Option<Vec<Fault>>,
 }
@@ -51,6 +65,8 @@ pub struct DeviceSpec {
     pub name: String,
     /// What it does.
     pub roles: Vec<DeviceRole>,
+    /// What it could do, should nobody else; what it does at least.
+    pub able: Vec<DeviceRole>,
     /// Its model.
     pub model: ModelFactory,
     /// Its limits, from those of the model.
@@ -64,7 +80,8 @@ impl DeviceSpec {
         roles: &[DeviceRole],
         model: impl Fn() -> Result<Box<dyn StepModel>, ComputeError> + Send + Sync + 'static,
     ) -> Self {
-        Self { name: name.into(), roles: roles.to_vec(), model: Arc::new(model), tune: Arc::new(|limits| limits) }
+        let (roles, able) = (roles.to_vec(), roles.to_vec());
+        Self { name: name.into(), roles, able, model: Arc::new(model), tune: Arc::new(|limits| limits) }
     }
 }
 
@@ -77,6 +94,8 @@ pub struct Limits {
     pub max_running: usize,
     /// Of these, how many may wait for their first token.
     pub max_prefilling: usize,
+    /// Uncached prompt tokens below which a prompt is prefilled where it decodes, if prefill and decode may be apart.
+    pub local_prefill_below_tokens: usize,
     /// How long a lease lives without a layer arriving.
     pub lease_term: Duration,
     /// How long a busy engine may go without computing a layer.
@@ -92,6 +111,7 @@ impl Default for Limits {
             max_running: 256,
             // A few steps' worth of prompts: the order among those that wait is kept by the router.
             max_prefilling: 32,
+            local_prefill_below_tokens: LOCAL_PREFILL_BELOW_TOKENS,
             // Longer than any step of a prefill that goes well, shorter than a client's patience.
             lease_term: Duration::from_secs(10),
             // A layer of a full chunk of a large model takes a CPU about a second.
@@ -109,12 +129,20 @@ impl ClusterOptions {
             devices,
             disaggregate: Disaggregate::default(),
             carrier: Carrier::default(),
+            hint_secret: [0; 32],
             limits: Limits::default(),
+            network: None,
+            epochs: None,
             faults: None,
         }
     }
 
+    /// Streams that a gateway keeps. Of the devices of other nodes it knows later: it keeps as many as it would for sixteen.
     pub(super) fn max_live(&self) -> usize {
-        self.limits.max_waiting + self.limits.max_running * self.devices.len()
+        let num_devices = if self.network.is_some() { REMOTE_DEVICES } else { self.devices.len() };
+        self.limits.max_waiting + self.limits.max_running * num_devices
     }
 }
+
+/// Devices whose streams a gateway has room for.
+const REMOTE_DEVICES: usize = 16;

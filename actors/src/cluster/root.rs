@@ -3,15 +3,17 @@
 use std::sync::Arc;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
-use relevo_wire::{DeviceId, Epoch};
+use ractor_cluster::RactorMessage;
+use relevo_wire::{DeviceId, Epoch, Role};
 use tokio::sync::mpsc;
 
 use super::directory::Directory;
 use super::options::DeviceSpec;
 use crate::clock;
-use crate::coordinator::{self, CoordinatorActor, CoordinatorMessage};
+use crate::coordinator::{self, CoordinatorActor};
 use crate::device::{DeviceSupervisor, SupervisorArguments, TokenBatch};
 use crate::gateway::{self, GatewayActor, GatewayArguments, Intake};
+use crate::peers::{self, MeshActor, MeshArguments, Network};
 use crate::policy::restarts::RestartHistory;
 use crate::router::{self, RouterActor};
 
@@ -28,9 +30,11 @@ pub(super) struct RootArguments {
     pub(super) specs: Arc<[DeviceSpec]>,
     pub(super) intake: Intake,
     pub(super) tokens: mpsc::Sender<TokenBatch>,
+    pub(super) network: Option<Network>,
 }
 
 /// Its messages.
+#[derive(RactorMessage)]
 pub(super) enum RootMessage {
     /// To see whether the fault switches let it live.
     Poke,
@@ -42,6 +46,7 @@ enum Child {
     Coordinator,
     Router,
     Gateway,
+    Mesh,
     Device(DeviceId),
 }
 
@@ -63,9 +68,9 @@ impl Actor for RootActor {
     ) -> Result<Self::State, ActorProcessingErr> {
         arguments.directory.tree.started(NAME, None);
         let history = RestartHistory::new(arguments.directory.limits.restarts);
-        let devices: Vec<_> = arguments.directory.devices.keys().map(|&device| Child::Device(device)).collect();
+        let children = children(&arguments);
         let mut state = RootState { arguments, history, children: Vec::new() };
-        for child in [Child::Coordinator, Child::Router, Child::Gateway].into_iter().chain(devices) {
+        for child in children {
             state.start(&myself, child).await?;
         }
         Ok(state)
@@ -100,6 +105,16 @@ impl Actor for RootActor {
     }
 }
 
+/// What a node of these roles consists of. Every node has what hands tokens out; where there is no gateway, they all go to others.
+fn children(arguments: &RootArguments) -> Vec<Child> {
+    let directory = &arguments.directory;
+    let decides = directory.plays(Role::Coordinator).then_some(Child::Coordinator);
+    let routes = directory.plays(Role::Gateway).then_some(Child::Router);
+    let is_linked = arguments.network.is_some().then_some(Child::Mesh);
+    let devices = directory.devices.keys().map(|&device| Child::Device(device));
+    decides.into_iter().chain(routes).chain([Child::Gateway]).chain(is_linked).chain(devices).collect()
+}
+
 impl RootState {
     async fn restart(
         &mut self,
@@ -128,7 +143,7 @@ impl RootState {
         drop(port.map(|port| port.disconnect()));
         directory.keeper.device_lost(directory, device, &[]);
         let epoch = port.map_or_else(Epoch::default, |port| port.epoch());
-        let _ = directory.coordinator.cast(CoordinatorMessage::Left { device, epoch });
+        directory.left(device, epoch);
         let any_device = self.children.iter().any(|(child, _)| matches!(child, Child::Device(_)));
         if any_device { Ok(()) } else { Err(error) }
     }
@@ -145,6 +160,11 @@ impl RootState {
                     GatewayArguments { directory: Arc::clone(&directory), intake: self.arguments.intake.clone() };
                 Actor::spawn_linked(None, GatewayActor, arguments, parent).await?.0.get_cell()
             }
+            Child::Mesh => {
+                let Some(network) = self.arguments.network.clone() else { return Err("there is no network".into()) };
+                let arguments = MeshArguments { directory: Arc::clone(&directory), network };
+                Actor::spawn_linked(None, MeshActor, arguments, parent).await?.0.get_cell()
+            }
             Child::Device(device) => self.start_device(parent, device).await?,
         };
         if !matches!(child, Child::Device(_)) {
@@ -156,7 +176,7 @@ impl RootState {
 
     async fn start_device(&self, parent: ActorCell, device: DeviceId) -> Result<ActorCell, ActorProcessingErr> {
         let RootArguments { directory, specs, tokens, .. } = &self.arguments;
-        let (Some(port), Some(spec)) = (directory.device(device), specs.get(device.0 as usize)) else {
+        let (Some(port), Some(spec)) = (directory.device(device), specs.get(device.index() as usize)) else {
             return Err(format!("{device} is unknown").into());
         };
         // One that was killed with an earlier root must not connect an engine behind our back.
@@ -176,6 +196,7 @@ impl RootState {
             Child::Coordinator => coordinator::NAME.into(),
             Child::Router => router::NAME.into(),
             Child::Gateway => gateway::NAME.into(),
+            Child::Mesh => peers::NAME.into(),
             Child::Device(device) => device.to_string(),
         }
     }

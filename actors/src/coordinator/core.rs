@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use relevo_wire::{DeviceId, Epoch, Instant64, MapVersion};
-use serde::{Deserialize, Serialize};
-
-use crate::device::DeviceRole;
+use relevo_wire::{
+    ClusterMap, DeviceId, DeviceRole, Epoch, Heartbeat, Instant64, MapEntry, MapVersion, NodeEntry, NodeId, Order,
+    Standing,
+};
 
 /// Bounds of silence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,70 +25,6 @@ pub struct CoordinatorLimits {
     pub tick: Duration,
 }
 
-/// What a device is, as it says itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeviceFacts {
-    /// Its id.
-    pub device: DeviceId,
-    /// Its name.
-    pub name: String,
-    /// What it does.
-    pub roles: Vec<DeviceRole>,
-    /// Its own counter.
-    pub epoch: Epoch,
-    /// Blocks of its pool.
-    pub num_blocks: usize,
-    /// Positions that it can hold.
-    pub max_context: usize,
-}
-
-/// What a device says every 100 ms: enough for a coordinator that has just begun.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Heartbeat {
-    /// What it is.
-    pub facts: DeviceFacts,
-    /// It takes work: its engine runs.
-    pub serving: bool,
-    /// Grows with every layer computed.
-    pub progress: u64,
-    /// Progress must be seen.
-    pub busy: bool,
-    /// The highest (term, version) of a map that it has seen.
-    pub map: (u64, MapVersion),
-}
-
-/// The cluster as everyone acts on it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClusterMap {
-    /// Of the coordinator that published it; lower ones are refused.
-    pub term: u64,
-    /// Grows with each change.
-    pub version: MapVersion,
-    /// The devices, by id.
-    pub devices: Vec<MapEntry>,
-}
-
-/// A device in the map.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MapEntry {
-    /// What it is.
-    pub facts: DeviceFacts,
-    /// How it stands.
-    pub standing: Standing,
-}
-
-/// How a device stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Standing {
-    /// It serves.
-    Serving,
-    /// It is there and starts.
-    Starting,
-    /// It is silent, or its engine hangs: nothing new goes there.
-    Suspected,
-}
-
 /// What happened.
 #[derive(Clone, Debug)]
 pub enum CoordinatorEvent {
@@ -101,6 +37,10 @@ pub enum CoordinatorEvent {
         /// Its last.
         epoch: Epoch,
     },
+    /// A node has joined, or says anew where it is.
+    Node(NodeEntry),
+    /// An operator wants something.
+    Order(Order),
     /// Time went by.
     Tick,
 }
@@ -112,6 +52,47 @@ pub enum CoordinatorEffect {
     Publish(ClusterMap),
     /// It is silent or stuck; the map that follows sends nothing new there.
     Suspect(DeviceId),
+    /// Tell the node that this is its part of an operator's order.
+    Tell(NodeId, NodeOrder),
+    /// The order cannot be carried out.
+    Refuse(OrderError),
+}
+
+/// What a node is told to do with its devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeOrder {
+    /// Take nothing new, or do so again.
+    SetDraining(bool),
+    /// Play these roles.
+    SetRoles(Vec<DeviceRole>),
+}
+
+/// Why an operator's order is not carried out. The operator's fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OrderError {
+    /// No node of that name is in the map.
+    #[error("no node is named `{name}`{}", suggestion(.known))]
+    UnknownNode {
+        /// As asked for.
+        name: String,
+        /// The names that there are.
+        known: Vec<String>,
+    },
+    /// It has no devices.
+    #[error("{0} has no devices: it neither prefills nor decodes")]
+    NoDevices(String),
+    /// Its certificate does not allow it.
+    #[error("the certificate of {name} does not allow the role {}: issue one that does", .role.name())]
+    NotAble {
+        /// Whose.
+        name: String,
+        /// Which.
+        role: DeviceRole,
+    },
+}
+
+fn suggestion(known: &[String]) -> String {
+    if known.is_empty() { String::new() } else { format!(", there are {}", known.join(", ")) }
 }
 
 /// The coordinator.
@@ -121,6 +102,8 @@ pub struct CoordinatorCore {
     term: u64,
     /// The devices as it knows them now, by id.
     devices: Vec<MapEntry>,
+    /// The nodes that have joined, by number.
+    nodes: Vec<NodeEntry>,
     pulses: BTreeMap<DeviceId, Pulse>,
     /// The last epoch of each device that was given up: what it said then may still be on its way.
     departed: BTreeMap<DeviceId, Epoch>,
@@ -152,6 +135,7 @@ impl CoordinatorCore {
             limits,
             term: published.term,
             devices: Vec::new(),
+            nodes: Vec::new(),
             pulses: BTreeMap::new(),
             departed: BTreeMap::new(),
             last_tick: None,
@@ -172,15 +156,49 @@ impl CoordinatorCore {
         match event {
             CoordinatorEvent::Heartbeat(heartbeat) => self.heard(heartbeat, now),
             CoordinatorEvent::Left { device, epoch } => self.left(device, epoch),
+            CoordinatorEvent::Node(entry) => self.joined(entry),
+            CoordinatorEvent::Order(order) => effects.push(self.order(order)),
             CoordinatorEvent::Tick => self.tick(now, effects),
         }
         let listens = self.listens_until.is_some_and(|until| now < until);
         // A higher term is news by itself: maps of this coordinator's earlier one were refused.
-        let is_news = self.term != self.published.term || self.devices != self.published.devices;
+        let is_news = self.term != self.published.term
+            || self.devices != self.published.devices
+            || self.nodes != self.published.nodes;
         if is_news && !listens {
             let version = MapVersion(self.published.version.0 + 1);
-            self.published = ClusterMap { term: self.term, version, devices: self.devices.clone() };
+            let (devices, nodes) = (self.devices.clone(), self.nodes.clone());
+            self.published = ClusterMap { term: self.term, version, devices, nodes };
             effects.push(CoordinatorEffect::Publish(self.published.clone()));
+        }
+    }
+
+    fn joined(&mut self, entry: NodeEntry) {
+        match self.nodes.binary_search_by_key(&entry.node, |known| known.node) {
+            Ok(index) => self.nodes[index] = entry,
+            Err(index) => self.nodes.insert(index, entry),
+        }
+    }
+
+    /// An order concerns a node's devices, all of them.
+    fn order(&self, order: Order) -> CoordinatorEffect {
+        let (name, order, role) = match order {
+            Order::Drain(name) => (name, NodeOrder::SetDraining(true), None),
+            Order::Undrain(name) => (name, NodeOrder::SetDraining(false), None),
+            Order::SetRole(name, role) => (name, NodeOrder::SetRoles(vec![role]), Some(role)),
+        };
+        let Some(node) = self.nodes.iter().find(|entry| entry.name == name).map(|entry| entry.node) else {
+            let mut known: Vec<_> = self.nodes.iter().map(|entry| entry.name.clone()).collect();
+            known.sort_unstable();
+            return CoordinatorEffect::Refuse(OrderError::UnknownNode { name, known });
+        };
+        let mut devices = self.devices.iter().filter(|entry| entry.facts.device.node() == node).peekable();
+        if devices.peek().is_none() {
+            return CoordinatorEffect::Refuse(OrderError::NoDevices(name));
+        }
+        match role.filter(|role| devices.any(|entry| !entry.facts.able.contains(role))) {
+            Some(role) => CoordinatorEffect::Refuse(OrderError::NotAble { name, role }),
+            None => CoordinatorEffect::Tell(node, order),
         }
     }
 
@@ -213,7 +231,7 @@ impl CoordinatorCore {
     }
 
     fn heard(&mut self, heartbeat: Heartbeat, now: Instant64) {
-        let Heartbeat { facts, serving, progress, busy, map } = heartbeat;
+        let Heartbeat { facts, serving, progress, busy, draining, map } = heartbeat;
         self.outbid(map, now);
         if self.is_over(facts.device, facts.epoch) {
             return;
@@ -229,6 +247,7 @@ impl CoordinatorCore {
             _ if !serving => Standing::Starting,
             // A tick suspects; only progress clears.
             Some(Standing::Suspected) if is_stuck => Standing::Suspected,
+            _ if draining => Standing::Draining,
             _ => Standing::Serving,
         };
         self.put(MapEntry { facts, standing });
@@ -251,7 +270,7 @@ impl CoordinatorCore {
             pulse.progressed = now.min(pulse.progressed + lateness);
             let is_silent = now.since(pulse.heard) >= self.limits.silence;
             let is_stuck = pulse.is_stuck(self.limits);
-            if (is_silent || is_stuck) && entry.standing == Standing::Serving {
+            if (is_silent || is_stuck) && matches!(entry.standing, Standing::Serving | Standing::Draining) {
                 entry.standing = Standing::Suspected;
                 effects.push(CoordinatorEffect::Suspect(entry.facts.device));
             }

@@ -3,8 +3,6 @@
 mod core;
 mod shell;
 
-pub use self::core::{
-    ClusterMap, CoordinatorCore, CoordinatorEffect, CoordinatorEvent, CoordinatorLimits, DeviceFacts, Heartbeat,
-    MapEntry, Standing,
-};
+pub use self::core::{CoordinatorCore, CoordinatorEffect, CoordinatorEvent, CoordinatorLimits, NodeOrder, OrderError};
+pub use relevo_wire::{ClusterMap, DeviceFacts, Heartbeat, MapEntry, NodeEntry, Standing};
 pub(crate) use shell::{CoordinatorActor, CoordinatorMessage, NAME};

@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use relevo_wire::{DeviceId, GenerateRequest, Instant64, LeaseId, SequenceId};
+use relevo_wire::{DeviceId, GenerateRequest, GrantedLease, HandOver, Instant64, LeaseId, NodeId, SequenceId};
 
-use crate::device::GrantedLease;
-use crate::prefill::HandOver;
+/// The number of no node: it has more bits than they have.
+const NO_GATEWAY: NodeId = NodeId(u32::MAX);
 
 /// The decode role of one device.
 #[derive(Clone, Debug)]
@@ -76,6 +76,10 @@ pub enum DecodeEvent {
     Expire(LeaseId),
     /// Nobody wants the sequence any more.
     Abort(SequenceId),
+    /// A node is gone, with its prefill roles and its gateway.
+    NodeLost(NodeId),
+    /// The prefill role of a device is gone, with the blocks that it had yet to push.
+    WriterLost(DeviceId),
     /// Time went by.
     Tick,
 }
@@ -165,6 +169,8 @@ impl DecodeCore {
                 }
                 effects.push(DecodeEffect::Abort(sequence));
             }
+            DecodeEvent::NodeLost(node) => self.lose(node, |prefill| prefill.node() == node, effects),
+            DecodeEvent::WriterLost(device) => self.lose(NO_GATEWAY, |prefill| prefill == device, effects),
             DecodeEvent::Tick => self.expire_due(now, effects),
         }
     }
@@ -243,6 +249,24 @@ impl DecodeCore {
             Stage::Unwanted => {}
         }
         self.forget_sequence(sequence, id);
+    }
+
+    /// Nobody writes the rest of what was leased to those writers, and the gateway of that node wants nothing any more. A lease that is closing has
+    /// all of its blocks, and goes on, unless nobody wants them.
+    fn lose(&mut self, gateway: NodeId, is_writer: impl Fn(DeviceId) -> bool, effects: &mut Vec<DecodeEffect>) {
+        let is_concerned = |lease: &Lease| {
+            let is_unwanted = lease.request.sequence.request.gateway() == gateway;
+            is_unwanted || is_writer(lease.prefill) && !matches!(lease.stage, Stage::Closing { .. })
+        };
+        let concerned: Vec<_> =
+            self.leases.iter().filter(|(_, lease)| is_concerned(lease)).map(|(&id, _)| id).collect();
+        for id in concerned {
+            let sequence = self.leases.get(&id).map(|lease| lease.request.sequence);
+            self.revoke(id, effects);
+            if let Some(sequence) = sequence.filter(|sequence| sequence.request.gateway() != gateway) {
+                effects.push(DecodeEffect::Lost(sequence));
+            }
+        }
     }
 
     fn settle(&mut self, id: LeaseId, effects: &mut Vec<DecodeEffect>) {

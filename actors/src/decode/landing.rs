@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dashmap::DashMap;
 use relevo_gpu::model::KvMemory;
 use relevo_transport::{FrameSink, FrameWriter, Refusal};
-use relevo_wire::{ArchivedKvBlocksHeader, BlockIndex, Instant64, LayerIndex, LeaseId, SequenceId};
+use relevo_wire::{ArchivedKvBlocksHeader, BlockIndex, DeviceId, Instant64, LayerIndex, LeaseId, SequenceId};
 
 use crate::clock;
 use crate::device::GrantedLease;
@@ -30,6 +30,8 @@ pub struct LandingStrip {
 /// One open lease.
 struct Landing {
     sequence: SequenceId,
+    /// Who may write.
+    prefill: DeviceId,
     granted: GrantedLease,
     kv: Arc<dyn KvMemory>,
     /// Of each layer, which frame may be written: the last that was let in. Held while a piece is copied, so that no two frames are written to one
@@ -59,10 +61,10 @@ impl LandingStrip {
         self.last_lease.fetch_max(lease.0, Ordering::Relaxed);
     }
 
-    /// Lets writers in. `notify` is told when everything is in, and when a closed lease is drained.
+    /// Lets writers in, for a sequence and the device that prefills it. `notify` is told when everything is in, and when a closed lease is drained.
     pub fn open(
         &self,
-        sequence: SequenceId,
+        (sequence, prefill): (SequenceId, DeviceId),
         granted: GrantedLease,
         kv: Arc<dyn KvMemory>,
         notify: impl Fn(LandingEvent) + Send + Sync + 'static,
@@ -72,7 +74,8 @@ impl LandingStrip {
         let (lease, is_complete) = (granted.lease, arrivals.is_complete());
         let notify = Box::new(notify);
         let turns = (0..kv.layout().num_layers).map(|_| Mutex::default()).collect();
-        let landing = Arc::new(Landing { sequence, granted, kv, turns, arrivals: Mutex::new(arrivals), notify });
+        let landing =
+            Arc::new(Landing { sequence, prefill, granted, kv, turns, arrivals: Mutex::new(arrivals), notify });
         self.leases.insert(lease, Arc::clone(&landing));
         if is_complete {
             (landing.notify)(LandingEvent::Complete(lease));
@@ -108,6 +111,11 @@ impl LandingStrip {
         self.find(lease)?.arrivals().last_arrival()
     }
 
+    /// Who may write under this lease, if it is open.
+    pub fn prefill_of(&self, lease: LeaseId) -> Option<DeviceId> {
+        self.find(lease).map(|landing| landing.prefill)
+    }
+
     fn find(&self, lease: LeaseId) -> Option<Arc<Landing>> {
         self.leases.get(&lease).map(|found| Arc::clone(&found))
     }
@@ -117,8 +125,7 @@ impl FrameSink for LandingStrip {
     type Writer = LandingFrame;
 
     fn admit(&self, header: &ArchivedKvBlocksHeader) -> Result<LandingFrame, Refusal> {
-        let lease = LeaseId(header.lease.0.to_native());
-        self.find(lease).ok_or(Refusal::LeaseGone)?.admit(header)
+        self.find(header.lease()).ok_or(Refusal::LeaseGone)?.admit(header)
     }
 }
 

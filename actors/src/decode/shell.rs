@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor_cluster::RactorMessage;
 use relevo_wire::{DeviceId, LeaseId, SequenceId};
 
 use super::core::{DecodeCore, DecodeEffect, DecodeEvent};
@@ -11,8 +12,7 @@ use super::landing::LandingEvent;
 use crate::clock;
 use crate::cluster::{Directory, Ticker};
 use crate::device::{DeviceCommand, DevicePort, GrantedLease};
-use crate::gateway::Loss;
-use crate::prefill::{PrefillEvent, PrefillMessage};
+use crate::prefill::PrefillEvent;
 
 /// How often expiry is looked at.
 const TICK: Duration = Duration::from_millis(20);
@@ -21,7 +21,7 @@ const TICK: Duration = Duration::from_millis(20);
 pub(crate) struct DecodeActor;
 
 /// Its messages.
-#[derive(Debug)]
+#[derive(Debug, RactorMessage)]
 pub(crate) enum DecodeMessage {
     /// Something happened.
     Event(DecodeEvent),
@@ -115,7 +115,7 @@ impl DecodeState {
                     cached_tokens: hand_over.cached_tokens,
                 });
                 if !committed {
-                    self.directory.keeper.lost(&self.directory, hand_over.sequence, Loss::Elsewhere);
+                    self.directory.lost(hand_over.sequence);
                 }
             }
             // An engine that is gone has freed everything.
@@ -129,7 +129,7 @@ impl DecodeState {
             DecodeEffect::Lost(sequence) => {
                 metrics::counter!("relevo_leases_expired_total").increment(1);
                 self.directory.traces.say(sequence, || tracing::warn!(%sequence, "its lease has expired"));
-                self.directory.keeper.lost(&self.directory, sequence, Loss::Elsewhere);
+                self.directory.lost(sequence);
             }
         }
     }
@@ -149,7 +149,7 @@ impl DecodeState {
             .directory
             .traces
             .hop(sequence, |parent| tracing::debug_span!(parent: parent, "land", %sequence, lease = %id, %device));
-        self.port.landing.open(sequence, lease.clone(), kv, move |event| {
+        self.port.landing.open((sequence, prefill), lease.clone(), kv, move |event| {
             // It stays open as long as the landing, which keeps this.
             let _open = &hop;
             let event = match event {
@@ -182,6 +182,6 @@ impl DecodeState {
     }
 
     fn to_prefill(&self, device: DeviceId, event: PrefillEvent) -> bool {
-        self.directory.device(device).is_some_and(|port| port.prefill.cast(PrefillMessage::Event(event)))
+        self.directory.to_prefill(device, event)
     }
 }

@@ -32,6 +32,7 @@ pub use planning::{PlanBuffers, StepShape};
 pub use pushing::PinId;
 
 use leasing::Lease;
+use news::NewsClock;
 use planning::Step;
 
 /// What happened.
@@ -123,8 +124,8 @@ pub struct DeviceCore {
     step: Step,
     /// Reused by admission for those it passes over.
     passed_over: Vec<Waiting>,
-    /// Since when routers have not been told of what has changed in the prefix cache.
-    news_since: Option<Instant64>,
+    /// What routers were told of the prefix cache, and when.
+    news: NewsClock,
     draining: Option<Instant64>,
     stopped: bool,
     num_taken: u64,
@@ -157,7 +158,7 @@ impl DeviceCore {
             deadlines: BTreeSet::new(),
             step: Step::default(),
             passed_over: Vec::new(),
-            news_since: None,
+            news: NewsClock::default(),
             draining: None,
             stopped: false,
             num_taken: 0,
@@ -189,6 +190,8 @@ impl DeviceCore {
             DeviceCommand::Release { lease } => self.release(lease),
             DeviceCommand::Abort { sequence } => self.abort(sequence, effects),
             DeviceCommand::AbortAll { role } => self.abort_all(role, effects),
+            DeviceCommand::AbortGateway { gateway } => self.abort_gateway(gateway, effects),
+            DeviceCommand::TellPrefixes => self.pool.news().begin_snapshot(),
             DeviceCommand::Drain { deadline } => {
                 self.draining = Some(self.draining.map_or(deadline, |earlier| earlier.min(deadline)));
             }
@@ -199,7 +202,8 @@ impl DeviceCore {
     pub fn next_deadline(&self) -> Option<Instant64> {
         let first = self.deadlines.first().map(|&(deadline, _)| deadline);
         let draining = self.draining.filter(|_| !self.stopped);
-        first.into_iter().chain(draining).min()
+        let snapshot = self.pool.is_in_snapshot().then_some(Instant64(0));
+        first.into_iter().chain(draining).chain(snapshot).min()
     }
 
     /// Whom the step in flight runs, in row order; nobody if there is none.

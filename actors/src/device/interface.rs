@@ -11,12 +11,11 @@ use std::sync::atomic::AtomicU64;
 use bytes::Bytes;
 use relevo_gpu::compute::ComputeError;
 use relevo_gpu::model::{KvMemory, StepModel};
-use relevo_wire::{
-    BlockIndex, DeviceId, Epoch, GenerateRequest, Instant64, LayerIndex, LeaseId, RequestError, SequenceId, StreamEvent,
-};
+use relevo_wire::{DeviceId, Epoch, GenerateRequest, Instant64, LayerIndex, LeaseId, NodeId, RequestError, SequenceId};
+pub use relevo_wire::{DeviceRole, GrantedLease, TokenBatch};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::policy::hints::PrefixChange;
+use crate::policy::prefix_news::PrefixBatch;
 use crate::status::KvBlocks;
 use crate::traces::Traces;
 
@@ -72,21 +71,19 @@ pub enum DeviceCommand {
         /// Whose.
         role: DeviceRole,
     },
+    /// From the cluster: the gateway that wanted these sequences is gone; abort every one that it minted.
+    AbortGateway {
+        /// Whose.
+        gateway: NodeId,
+    },
+    /// From a router that has missed some of what was told of the prefix cache, or has just begun: tell all that is held, by
+    /// [`DeviceEvent::PrefixChanged`].
+    TellPrefixes,
     /// Take nothing new, finish what runs, then stop the thread; what still runs at the deadline fails with `ShuttingDown`.
     Drain {
         /// When to give up.
         deadline: Instant64,
     },
-}
-
-/// What a device does for a sequence; its actor of that role owns it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DeviceRole {
-    /// It computes the context and the first token.
-    Prefill,
-    /// It draws the tokens after the first.
-    Decode,
 }
 
 /// Who decodes a sequence after its prefill.
@@ -96,19 +93,6 @@ pub enum Destination {
     SamePool,
     /// Another device: each layer's blocks are pushed under a lease.
     Remote,
-}
-
-/// A lease as the decode side granted it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GrantedLease {
-    /// Its id.
-    pub lease: LeaseId,
-    /// The granting device's epoch.
-    pub epoch: Epoch,
-    /// The granting device's blocks for the whole context, in order.
-    pub blocks: Vec<BlockIndex>,
-    /// Leading blocks that it holds already: not to be pushed.
-    pub num_present: u32,
 }
 
 /// News from a device to its role actors. A handful for each request, none for each token.
@@ -180,8 +164,8 @@ pub enum DeviceEvent {
     },
     /// To routers: blocks of prefixes that the device holds now, or no more. Some time after the fact, a few times a second.
     PrefixChanged {
-        /// What has changed since the last.
-        change: PrefixChange,
+        /// What has changed since the last, or what else there is to say.
+        batch: PrefixBatch,
     },
     /// Drained: the thread ends.
     Stopped,
@@ -222,13 +206,6 @@ pub enum SequenceOutcome {
     Aborted,
     /// Failed, told to the gateway.
     Failed(RequestError),
-}
-
-/// What one step produced for one gateway: one message, however many sequences.
-#[derive(Clone, Debug, Default)]
-pub struct TokenBatch {
-    /// In the order of the step's rows; several for one sequence stay in order.
-    pub events: Vec<(SequenceId, StreamEvent)>,
 }
 
 /// What `start_engine(ports, limits)` takes to start an engine thread. Its supervisor holds the other ends.

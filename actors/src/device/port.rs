@@ -2,7 +2,8 @@
 //!
 //! A port outlives the device's supervisor, so that a restarted one finds the engine (and the weights) of its predecessor.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 
@@ -11,7 +12,7 @@ use relevo_wire::{DeviceId, Epoch, SequenceId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::interface::{DeviceCommand, DeviceEvent, DeviceRole, EngineExit, EngineStats};
-use crate::cluster::Slot;
+use crate::cluster::{DeviceSpec, Epochs, Slot};
 use crate::decode::{DecodeEvent, DecodeMessage, LandingStrip};
 use crate::prefill::{PrefillEvent, PrefillMessage, PushRoutes};
 
@@ -19,7 +20,8 @@ use crate::prefill::{PrefillEvent, PrefillMessage, PushRoutes};
 pub(crate) struct DevicePort {
     pub(crate) id: DeviceId,
     pub(crate) name: String,
-    pub(crate) roles: Vec<DeviceRole>,
+    /// What it could do: its actors of these roles run.
+    pub(crate) able: Vec<DeviceRole>,
     pub(crate) prefill: Slot<PrefillMessage>,
     pub(crate) decode: Slot<DecodeMessage>,
     pub(crate) supervisor: Slot<super::supervisor::SupervisorMessage>,
@@ -27,6 +29,10 @@ pub(crate) struct DevicePort {
     pub(crate) landing: Arc<LandingStrip>,
     /// Where the layers of its sequences go.
     pub(crate) routes: PushRoutes,
+    /// What it does.
+    roles: RwLock<Vec<DeviceRole>>,
+    draining: AtomicBool,
+    epochs: Option<Epochs>,
     epoch: AtomicU64,
     engine: RwLock<Option<EngineLink>>,
     remains: Mutex<Option<Remains>>,
@@ -61,16 +67,19 @@ struct PastEpochs {
 }
 
 impl DevicePort {
-    pub(crate) fn new(id: DeviceId, name: String, roles: Vec<DeviceRole>) -> Self {
+    pub(crate) fn new(id: DeviceId, spec: &DeviceSpec, epochs: Option<Epochs>) -> Self {
         Self {
             id,
-            name,
-            roles,
+            name: spec.name.clone(),
+            able: spec.able.clone(),
             prefill: Slot::default(),
             decode: Slot::default(),
             supervisor: Slot::default(),
             landing: Arc::default(),
             routes: PushRoutes::default(),
+            roles: RwLock::new(spec.roles.clone()),
+            draining: AtomicBool::new(false),
+            epochs,
             epoch: AtomicU64::new(0),
             engine: RwLock::new(None),
             remains: Mutex::new(None),
@@ -95,8 +104,27 @@ impl DevicePort {
         format!("{}/decode", self.id)
     }
 
-    pub(crate) fn plays(&self, role: DeviceRole) -> bool {
-        self.roles.contains(&role)
+    /// What it does.
+    pub(crate) fn roles(&self) -> Vec<DeviceRole> {
+        self.roles.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// It does this from here on, as far as it is able to.
+    pub(crate) fn set_roles(&self, roles: &[DeviceRole]) {
+        let able: Vec<_> = roles.iter().copied().filter(|role| self.able.contains(role)).collect();
+        if !able.is_empty() {
+            *self.roles.write().unwrap_or_else(PoisonError::into_inner) = able;
+        }
+    }
+
+    /// Whether it takes nothing new.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// It takes nothing new from here on, or does so again.
+    pub(crate) fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::Release);
     }
 
     /// Gives an order; `false` if there is no engine to take it.
@@ -122,8 +150,16 @@ impl DevicePort {
     }
 
     /// Begins the next epoch.
-    pub(crate) fn next_epoch(&self) -> Epoch {
-        Epoch(self.epoch.fetch_add(1, Ordering::AcqRel) + 1)
+    ///
+    /// # Errors
+    /// It cannot be kept that it has begun, so that a later one could bear its number.
+    pub(crate) fn next_epoch(&self) -> io::Result<Epoch> {
+        let epoch = match &self.epochs {
+            Some(epochs) => epochs()?,
+            None => Epoch(self.epoch().0 + 1),
+        };
+        self.epoch.store(epoch.0, Ordering::Release);
+        Ok(epoch)
     }
 
     pub(crate) fn connect(&self, engine: EngineLink, remains: Remains) {

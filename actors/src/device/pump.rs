@@ -10,9 +10,7 @@ use super::port::DevicePort;
 use super::supervisor::SupervisorMessage;
 use crate::cluster::Directory;
 use crate::decode::{DecodeEvent, DecodeMessage};
-use crate::gateway::Loss;
 use crate::prefill::{PrefillEvent, PrefillMessage};
-use crate::router::RouterMessage;
 
 /// Runs until the engine's channel closes.
 pub(super) async fn pump(
@@ -28,9 +26,8 @@ pub(super) async fn pump(
                 port.routes.push(sequence, lease, layer, first_block, blocks).await;
             }
             DeviceEvent::Faulted { stepping, reason, .. } => fault = (stepping, Some(reason)),
-            DeviceEvent::PrefixChanged { change } => {
-                // A router that is not there will know less than it could.
-                let _ = directory.router.cast(RouterMessage::PrefixChanged { device: port.id, epoch, change });
+            DeviceEvent::PrefixChanged { batch } => {
+                directory.prefix_changed(port.id, epoch, batch);
             }
             event => route(&directory, &port, event),
         }
@@ -65,7 +62,7 @@ fn route(directory: &Directory, port: &DevicePort, event: DeviceEvent) {
             }
             // Aborted by those who replay it or want it no more, which this does not concern; or with a role whose actor died.
             if outcome == SequenceOutcome::Aborted {
-                directory.keeper.lost(directory, sequence, Loss::Elsewhere);
+                directory.lost(sequence);
             }
             true
         }

@@ -13,7 +13,7 @@ use relevo_wire::{
 use super::interface::{Destination, DeviceRole, SequenceOutcome};
 use crate::policy::blocks::{BlockName, BlockPool, Registered};
 use crate::policy::fairness::{Age, Waiting};
-use crate::policy::hints::{HintKey, extend_keys};
+use crate::policy::hint_keys::HintChain;
 use crate::policy::planner::ChunkWish;
 use crate::policy::prefix::{PrefixKey, PrefixSalt};
 
@@ -70,8 +70,8 @@ pub(super) struct Prefixes {
     pub(super) salt: Option<PrefixSalt>,
     /// Of the leading full blocks, as far as they were needed.
     pub(super) keys: Vec<PrefixKey>,
-    /// Of the same blocks.
-    pub(super) hints: Vec<HintKey>,
+    /// Of the same blocks, for routers; `None` if the device has no prefix cache.
+    pub(super) hints: Option<HintChain>,
     /// Leading blocks of the table that bear their names in the pool.
     pub(super) num_registered: usize,
     /// Leading blocks of which those beyond the registered ones are claimed: it is about to compute them.
@@ -178,9 +178,9 @@ impl Sequence {
 
     /// Names every full block of its tokens.
     pub(super) fn name_blocks(&mut self) {
-        if let Some(salt) = &self.prefixes.salt {
+        if let Some((salt, hints)) = self.prefixes.salt.as_ref().zip(self.prefixes.hints.as_mut()) {
             salt.extend(&mut self.prefixes.keys, &self.tokens);
-            extend_keys(&mut self.prefixes.hints, self.request.tenant, &self.tokens);
+            hints.extend(&self.tokens);
         }
     }
 
@@ -193,7 +193,8 @@ impl Sequence {
         }
         self.name_blocks();
         let (blocks, _) = self.tokens.as_chunks::<BLOCK_TOKENS>();
-        let names = self.prefixes.keys.iter().zip(&self.prefixes.hints).map(|(&key, &hint)| BlockName { key, hint });
+        let hints = self.prefixes.hints.as_ref().map_or(&[][..], HintChain::keys);
+        let names = self.prefixes.keys.iter().zip(hints).map(|(&key, &hint)| BlockName { key, hint });
         let named = self.table.iter_mut().zip(names).zip(blocks);
         for ((own, name), tokens) in named.take(num_full).skip(self.prefixes.num_registered) {
             if let Registered::Duplicate(holder) = pool.register(*own, name, self.request.tenant, tokens) {

@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor_cluster::RactorMessage;
 use relevo_gpu::model::StepModel;
-use relevo_wire::{Epoch, SequenceId};
+use relevo_wire::{DeviceFacts, Epoch, Heartbeat, SequenceId, Stepping};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
@@ -22,7 +23,7 @@ use super::port::{DevicePort, EngineLink, Remains};
 use super::pump::pump;
 use crate::clock;
 use crate::cluster::{DeviceSpec, Directory, Ticker};
-use crate::coordinator::{CoordinatorMessage, DeviceFacts, Heartbeat};
+use crate::coordinator::CoordinatorMessage;
 use crate::decode::{DecodeActor, DecodeArguments};
 use crate::policy::progress::ProgressWatch;
 use crate::policy::restarts::RestartHistory;
@@ -44,6 +45,7 @@ const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct DeviceSupervisor;
 
 /// Its messages.
+#[derive(RactorMessage)]
 pub(crate) enum SupervisorMessage {
     /// The engine of this epoch has ended; `stepping` and `reason` if by a fault.
     EngineEnded { epoch: Epoch, stepping: Vec<SequenceId>, reason: Option<String> },
@@ -89,7 +91,7 @@ impl Actor for DeviceSupervisor {
         let watch = ProgressWatch::new(directory.limits.hang_after, HEARTBEAT, clock::now());
         let ticker = Ticker::start(myself.clone(), HEARTBEAT, || SupervisorMessage::Heartbeat);
         let mut state = SupervisorState { arguments, history, roles: Vec::new(), watch, tasks, _ticker: ticker };
-        state.begin_epoch(&[]).await?;
+        state.begin_epoch(Stepping::Nothing).await?;
         state.start_roles(&myself).await?;
         state.heartbeat();
         Ok(state)
@@ -107,7 +109,7 @@ impl Actor for DeviceSupervisor {
         match message {
             SupervisorMessage::EngineEnded { epoch, stepping, reason } => {
                 if epoch == state.arguments.port.epoch() {
-                    state.engine_ended(&myself, &stepping, reason).await?;
+                    state.engine_ended(&myself, stepping, reason).await?;
                 }
             }
             SupervisorMessage::Heartbeat => {
@@ -157,14 +159,14 @@ impl SupervisorState {
         // An engine that does not take the order has died as well, which the gateway is told in its turn.
         let _ = port.command(DeviceCommand::AbortAll { role });
         self.start_role(myself, role).await?;
-        directory.keeper.role_lost(&directory, port.id, role);
+        directory.role_lost(port.id, role);
         Ok(())
     }
 
     async fn engine_ended(
         &mut self,
         myself: &ActorRef<SupervisorMessage>,
-        stepping: &[SequenceId],
+        stepping: Vec<SequenceId>,
         reason: Option<String>,
     ) -> Result<(), ActorProcessingErr> {
         let SupervisorArguments { directory, port, .. } = &self.arguments;
@@ -174,13 +176,13 @@ impl SupervisorState {
         if !self.history.allows(clock::now()) {
             return Err(format!("the engine of {} dies too often", port.name).into());
         }
-        self.restart_device(myself, stepping).await
+        self.restart_device(myself, Stepping::These(stepping)).await
     }
 
     async fn restart_device(
         &mut self,
         myself: &ActorRef<SupervisorMessage>,
-        stepping: &[SequenceId],
+        stepping: Stepping,
     ) -> Result<(), ActorProcessingErr> {
         self.roles.clear();
         self.begin_epoch(stepping).await?;
@@ -190,7 +192,7 @@ impl SupervisorState {
     }
 
     /// A new pool, the same weights if the last engine has left them.
-    async fn begin_epoch(&mut self, stepping: &[SequenceId]) -> Result<(), ActorProcessingErr> {
+    async fn begin_epoch(&mut self, stepping: Stepping) -> Result<(), ActorProcessingErr> {
         let SupervisorArguments { directory, port, spec, tokens } = &self.arguments;
         let remains = port.disconnect();
         // Only when nobody takes sequences any more can be said which are lost: what is sent here from now on comes back undelivered.
@@ -199,7 +201,7 @@ impl SupervisorState {
         port.landing.close_all();
         port.routes.close_all();
         self.heartbeat();
-        directory.keeper.device_lost(directory, port.id, stepping);
+        directory.device_lost(port.id, &stepping);
         let revived = match remains {
             Some(remains) => bury(remains).await,
             None => None,
@@ -208,7 +210,8 @@ impl SupervisorState {
             Some(model) => model,
             None => self.make_model().await?,
         };
-        let limits = (spec.tune)(CoreLimits::of_model(model.as_ref()));
+        let tuned = (spec.tune)(CoreLimits::of_model(model.as_ref()));
+        let limits = CoreLimits { hint_keyer: directory.hint_keyer, ..tuned };
         let (link, remains, events) = start(directory, port, model, limits, tokens.clone()).await?;
         let epoch = link.epoch;
         port.connect(link, remains);
@@ -231,7 +234,7 @@ impl SupervisorState {
     }
 
     async fn start_roles(&mut self, myself: &ActorRef<SupervisorMessage>) -> Result<(), ActorProcessingErr> {
-        for role in self.arguments.port.roles.clone() {
+        for role in self.arguments.port.able.clone() {
             self.start_role(myself, role).await?;
         }
         Ok(())
@@ -270,13 +273,11 @@ impl SupervisorState {
         }
         tracing::error!(device = port.name, "the engine hangs, a new epoch begins");
         directory.tree.stopped(&port.engine_name());
-        // Which sequence it hangs in is its secret: all of them are under suspicion.
-        let stepping = directory.keeper.running_on(port.id);
         drop(port.disconnect());
         if !self.history.allows(now) {
             return Err(format!("the engine of {} hangs too often", port.name).into());
         }
-        self.restart_device(myself, &stepping).await
+        self.restart_device(myself, Stepping::AllThatRun).await
     }
 
     fn heartbeat(&self) {
@@ -285,14 +286,17 @@ impl SupervisorState {
         let facts = DeviceFacts {
             device: port.id,
             name: port.name.clone(),
-            roles: port.roles.clone(),
+            roles: port.roles(),
+            able: port.able.clone(),
             epoch: port.epoch(),
             num_blocks: engine.as_ref().map_or(0, |engine| engine.kv.num_blocks()),
             max_context: engine.as_ref().map_or(0, |engine| engine.max_context),
         };
         let (progress, busy) = engine.as_ref().map_or((0, false), progress_of);
         let map = directory.map_seen();
-        let heartbeat = Heartbeat { facts, serving: engine.is_some(), progress, busy, map };
+        let (serving, draining) = (engine.is_some(), port.is_draining());
+        let heartbeat = Heartbeat { facts, serving, progress, busy, draining, map };
+        directory.pulse.note(heartbeat.clone(), clock::now());
         // A coordinator that is not there will hear the next one.
         let _ = directory.coordinator.cast(CoordinatorMessage::Heartbeat(heartbeat));
     }
@@ -325,7 +329,7 @@ async fn start(
     let (started_sender, started) = oneshot::channel();
     let weak_events = event_sender.downgrade();
     let progress = Arc::new(AtomicU64::new(0));
-    let epoch = port.next_epoch();
+    let epoch = port.next_epoch()?;
     let ports = EnginePorts {
         device: port.id,
         epoch,

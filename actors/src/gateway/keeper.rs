@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
-use relevo_wire::{DeviceId, GenerateRequest, RequestError, RequestId, SequenceId, StreamEvent};
+use relevo_wire::{DeviceId, GenerateRequest, NodeId, RequestError, RequestId, SequenceId, StreamEvent};
 use tokio::sync::{Notify, mpsc};
 use tracing::field::{Empty, display};
 
@@ -161,12 +161,13 @@ impl Keeper {
         }
     }
 
-    /// What came out of a step. Called by the one task that reads the engines' tokens.
-    pub(crate) fn deliver(&self, directory: &Directory, batch: TokenBatch) {
+    /// What came out of a step of a node's device. What it says of sequences that are with others now is passed over.
+    pub(crate) fn deliver(&self, directory: &Directory, batch: TokenBatch, from: NodeId) {
         let now = clock::now();
         let mut emit = Vec::new();
         for (sequence, event) in batch.events {
-            let chore = self.streams.get_mut(&key(sequence)).and_then(|mut live| {
+            let live = self.streams.get_mut(&key(sequence)).filter(|live| live.may_come_from(sequence, from));
+            let chore = live.and_then(|mut live| {
                 let previous = live.core.times().last_token();
                 let verdict = live.core.handle(sequence.attempt, event, now, &mut emit);
                 self.metrics.emitted(live.core.times(), previous, now, &emit);
@@ -249,6 +250,21 @@ impl Keeper {
             let loss = if accused.contains(&sequence) { Loss::Stepping } else { Loss::Elsewhere };
             self.lost(directory, sequence, loss);
         }
+    }
+
+    /// A node cannot be reached any more: whatever of its devices a sequence needs is gone for it.
+    pub(crate) fn node_lost(&self, directory: &Directory, node: NodeId) {
+        let needs = |placement: Placement, phase| placement.needs_node(phase, node);
+        for sequence in self.select_placed(needs) {
+            self.lost(directory, sequence, Loss::Elsewhere);
+        }
+    }
+
+    /// Whether this attempt is with a device of that node.
+    pub(crate) fn is_with(&self, sequence: SequenceId, node: NodeId) -> bool {
+        self.streams.get(&key(sequence)).is_some_and(|live| {
+            live.core.sequence() == sequence && live.placement.is_some_and(|placement| placement.is_on(node))
+        })
     }
 
     /// A role's actor died, and the engine has let go of what it owned.
@@ -365,6 +381,11 @@ impl Keeper {
 }
 
 impl Live {
+    /// Whether `node` may speak of this attempt: of an older one, or of one that is placed nowhere, anybody may, and nothing comes of it.
+    fn may_come_from(&self, sequence: SequenceId, node: NodeId) -> bool {
+        sequence != self.core.sequence() || self.placement.is_none_or(|placement| placement.is_on(node))
+    }
+
     /// Sends and empties `emit`; `false` if nobody reads, or reads too slowly.
     fn send(&self, emit: &mut Vec<StreamEvent>) -> bool {
         let mut is_read = true;
@@ -413,8 +434,6 @@ fn submit(directory: &Directory, request: Arc<GenerateRequest>, admitted: bool, 
 fn abort_everywhere(directory: &Directory, sequence: SequenceId, placement: Option<Placement>) {
     let Some(Placement { prefill, decode }) = placement else { return };
     for device in std::collections::BTreeSet::from([prefill, decode]) {
-        if let Some(port) = directory.device(device) {
-            port.abort(sequence);
-        }
+        directory.abort(device, sequence);
     }
 }

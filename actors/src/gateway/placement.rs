@@ -1,6 +1,6 @@
 //! Where a stream's attempt is, and whose end would be its own.
 
-use relevo_wire::DeviceId;
+use relevo_wire::{DeviceId, NodeId};
 
 use super::core::Phase;
 use crate::device::DeviceRole;
@@ -22,6 +22,17 @@ impl Placement {
             Phase::Decoding => self.decode == device,
             Phase::Queued | Phase::Over => false,
         }
+    }
+
+    /// Whether a sequence in this phase is lost with the node.
+    pub fn needs_node(self, phase: Phase, node: NodeId) -> bool {
+        let is_needed = |device: DeviceId| device.node() == node && self.needs_pool(phase, device);
+        is_needed(self.prefill) || is_needed(self.decode)
+    }
+
+    /// Whether one of its workers is on this node.
+    pub fn is_on(self, node: NodeId) -> bool {
+        self.prefill.node() == node || self.decode.node() == node
     }
 
     /// Whether a sequence in this phase is lost with the actor of a role of `device`.

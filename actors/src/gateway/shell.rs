@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor_cluster::RactorMessage;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 
@@ -37,6 +38,7 @@ pub(crate) struct GatewayArguments {
 }
 
 /// Its messages.
+#[derive(RactorMessage)]
 pub(crate) enum GatewayMessage {
     /// To see whether the fault switches let it live.
     Poke,
@@ -107,7 +109,7 @@ async fn take_in(directory: Arc<Directory>, submissions: Arc<Mutex<mpsc::Receive
 async fn hand_out(directory: Arc<Directory>, tokens: Arc<Mutex<mpsc::Receiver<TokenBatch>>>, _signal: EndSignal) {
     let mut tokens = tokens.lock().await;
     while let Some(batch) = tokens.recv().await {
-        directory.keeper.deliver(&directory, batch);
+        directory.hand_out(batch).await;
     }
 }
 

@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use relevo_wire::{BLOCK_TOKENS, BlockIndex, TenantId, TokenId};
 
 use super::eviction::EvictionOrder;
-use super::hints::{HintKey, PrefixNews};
+use super::hint_keys::HintKey;
 use super::prefix::{BuildPrefixKeyHasher, PrefixKey};
+use super::prefix_news::{PrefixBatch, PrefixNews};
 use crate::status::KvBlocks;
 
 /// The accounting of one pool.
@@ -29,6 +30,12 @@ struct Block {
     num_refs: u32,
     leased: bool,
     prefix: Option<Prefix>,
+}
+
+impl Block {
+    fn hint(&self) -> Option<HintKey> {
+        Some(self.prefix.as_ref()?.name.hint)
+    }
 }
 
 /// What a block is found by.
@@ -204,9 +211,21 @@ impl BlockPool {
         &mut self.news
     }
 
+    /// Whether there is more of a snapshot to be told.
+    pub fn is_in_snapshot(&self) -> bool {
+        self.news.is_in_snapshot()
+    }
+
+    /// Tells routers what has happened since the last time, and then the next part of a snapshot if one is under way, in batches of at most
+    /// `max_keys` blocks.
+    pub fn tell(&mut self, max_keys: usize, batches: &mut Vec<PrefixBatch>) {
+        self.news.changes(max_keys, batches);
+        batches.extend(self.news.snapshot_part(max_keys, &self.blocks, Block::hint));
+    }
+
     /// The prefixes that it holds, as routers name them.
     pub fn hints(&self) -> impl Iterator<Item = HintKey> + '_ {
-        self.blocks.iter().filter_map(|entry| Some(entry.prefix.as_ref()?.name.hint))
+        self.blocks.iter().filter_map(Block::hint)
     }
 
     /// References to a block.

@@ -1,118 +1,129 @@
-//! What a router knows of each worker's prefix cache: what the worker says that it holds, and the prompts that it has in hand.
+//! What a router knows of each worker's prefix cache: what the worker has said that it holds.
 //!
-//! A hint, never a promise: the worker looks for itself, and a wrong guess costs a recompute. Keys are chained over whole blocks, so that a
-//! key stands for everything before it; a collision of two 64-bit keys costs no more than a wrong guess.
+//! A hint, never a promise: the worker looks for itself, and a wrong guess costs a recompute.
 //!
-//! **Invariant:** once everything that a worker has said is heard, no block is believed to be held there that is not.
+//! **Invariant:** a router that has missed nothing knows exactly what the worker held when it made the last batch; one that has missed
+//! something knows nothing until a snapshot is complete. As a worker never gives up a block before those that follow it (see
+//! [`super::eviction`]), whoever knows a block knows all before it, so the end of what is held is found by bisection.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::Hasher;
+use std::collections::HashSet;
 
-use relevo_wire::{BLOCK_TOKENS, TenantId, TokenId};
+use relevo_wire::BLOCK_TOKENS;
 
-/// Names a full block together with all blocks before it, to routers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct HintKey(pub u64);
+use super::hint_keys::HintKey;
+use super::prefix::BuildPrefixKeyHasher;
+use super::prefix_news::{PrefixBatch, PrefixWords};
 
-/// Appends to `keys` those of the full blocks of `tokens` that it lacks. `keys` holds the leading ones already.
-pub fn extend_keys(keys: &mut Vec<HintKey>, tenant: TenantId, tokens: &[TokenId]) {
-    for block in tokens.chunks_exact(BLOCK_TOKENS).skip(keys.len()) {
-        // The standard hasher with its fixed keys: equal on every run, so that a replayed trace routes the same.
-        let mut hasher = std::hash::DefaultHasher::new();
-        hasher.write_u64(keys.last().map_or(u64::from(tenant.0), |key| key.0));
-        block.iter().for_each(|&token| hasher.write_u32(token));
-        keys.push(HintKey(hasher.finish()));
-    }
-}
-
-/// What has changed in a worker's prefix cache.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PrefixChange {
-    /// Blocks that it holds now.
-    pub added: Vec<HintKey>,
-    /// Blocks that it holds no more.
-    pub removed: Vec<HintKey>,
-}
-
-/// What a worker has yet to say of its prefix cache: of each block the last thing that happened to it.
-#[derive(Clone, Debug, Default)]
-pub struct PrefixNews(BTreeMap<HintKey, bool>);
-
-impl PrefixNews {
-    /// A block is held from now on, or no more.
-    pub fn note(&mut self, key: HintKey, is_held: bool) {
-        self.0.insert(key, is_held);
-    }
-
-    /// Blocks that something happened to.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there is nothing to say.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// All of it, to be said.
-    pub fn take(&mut self) -> PrefixChange {
-        let mut change = PrefixChange::default();
-        for (key, is_held) in std::mem::take(&mut self.0) {
-            if is_held { &mut change.added } else { &mut change.removed }.push(key);
-        }
-        change
-    }
-}
-
-/// The blocks that one worker probably holds.
+/// What one worker holds in its present epoch.
 #[derive(Clone, Debug, Default)]
 pub struct PrefixHints {
-    /// It has said so.
-    held: HashSet<HintKey>,
-    /// Of the prompts that it was sent and is not done with, with their number: held already, or about to be.
-    in_hand: HashMap<HintKey, u32>,
+    held: HashSet<HintKey, BuildPrefixKeyHasher>,
+    /// The last batch that was heard, whether or not it could be taken in.
+    seq: u64,
+    stage: Stage,
+}
+
+/// Whether what was heard is whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// Something is missing: only a snapshot helps.
+    #[default]
+    Lost,
+    /// A part of a snapshot is here, and all that was said since.
+    Learning,
+    /// Nothing is missing.
+    Current,
+}
+
+/// What became of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// It was taken in.
+    Applied,
+    /// It was heard before, or says nothing new.
+    Duplicate,
+    /// Something before it is missing: the worker must be asked for a snapshot.
+    Gap,
 }
 
 impl PrefixHints {
-    /// Leading tokens of the prompt with these keys that are probably held.
-    pub fn cached_tokens(&self, keys: &[HintKey]) -> usize {
-        let is_there = |key: &&HintKey| self.held.contains(*key) || self.in_hand.contains_key(*key);
-        keys.iter().take_while(is_there).count() * BLOCK_TOKENS
-    }
-
-    /// A prompt with these keys is sent there.
-    pub fn sent(&mut self, keys: &[HintKey]) {
-        for &key in keys {
-            *self.in_hand.entry(key).or_default() += 1;
-        }
-    }
-
-    /// A prompt that was sent there is over. What it has left behind the worker says.
-    pub fn over(&mut self, keys: &[HintKey]) {
-        for key in keys {
-            if let Some(count) = self.in_hand.get_mut(key) {
-                *count -= 1;
-                if *count == 0 {
-                    self.in_hand.remove(key);
-                }
+    /// The worker speaks.
+    pub fn heard(&mut self, batch: &PrefixBatch) -> Heard {
+        let is_new = batch.seq > self.seq;
+        let begins = match &batch.words {
+            PrefixWords::Snapshot { is_first, .. } => *is_first && is_new,
+            // All that was ever said.
+            PrefixWords::Changed(_) => self.seq == 0 && batch.from_seq == 0,
+        };
+        if self.stage == Stage::Lost && begins || batch.from_seq > self.seq {
+            self.forget();
+            self.seq = self.seq.max(batch.seq);
+            if !begins {
+                return Heard::Gap;
+            }
+            self.stage = if matches!(batch.words, PrefixWords::Changed(_)) { Stage::Current } else { Stage::Learning };
+        } else if !is_new {
+            return Heard::Duplicate;
+        } else {
+            self.seq = batch.seq;
+            if self.stage == Stage::Lost {
+                return Heard::Gap;
             }
         }
+        self.take_in(&batch.words);
+        Heard::Applied
     }
 
-    /// The worker speaks.
-    pub fn heard(&mut self, change: &PrefixChange) {
-        self.held.extend(&change.added);
-        for key in &change.removed {
-            self.held.remove(key);
+    fn take_in(&mut self, words: &PrefixWords) {
+        match words {
+            PrefixWords::Changed(change) => {
+                self.held.extend(&change.added);
+                for key in &change.removed {
+                    self.held.remove(key);
+                }
+            }
+            PrefixWords::Snapshot { keys, is_last, .. } if self.stage == Stage::Learning => {
+                self.held.extend(keys);
+                if *is_last {
+                    self.stage = Stage::Current;
+                }
+            }
+            // Others need it.
+            PrefixWords::Snapshot { .. } => {}
         }
     }
 
-    /// The worker's pool was made anew.
-    pub fn clear(&mut self) {
+    /// What it holds cannot be true, or is not known any more.
+    pub fn forget(&mut self) {
         self.held.clear();
+        self.stage = Stage::Lost;
     }
 
-    /// Whether it has said that it holds this block.
+    /// Whether nothing is missing.
+    pub fn is_current(&self) -> bool {
+        self.stage == Stage::Current
+    }
+
+    /// The last batch that was heard.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// Leading blocks of a prompt with these keys that are held; none while something is missing. It is found the sooner, the nearer it is to
+    /// `guess`.
+    pub fn leading_blocks(&self, keys: &[HintKey], guess: usize) -> usize {
+        if !self.is_current() {
+            return 0;
+        }
+        boundary(keys.len(), guess, |index| self.held.contains(&keys[index]))
+    }
+
+    /// The same, in tokens.
+    pub fn cached_tokens(&self, keys: &[HintKey]) -> usize {
+        self.leading_blocks(keys, 0) * BLOCK_TOKENS
+    }
+
+    /// Whether the worker has said that it holds this block.
     pub fn holds(&self, key: HintKey) -> bool {
         self.held.contains(&key)
     }
@@ -123,54 +134,43 @@ impl PrefixHints {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn keys(tenant: u32, tokens: &[TokenId]) -> Vec<HintKey> {
-        let mut keys = Vec::new();
-        extend_keys(&mut keys, TenantId(tenant), tokens);
-        keys
+/// The first of `0..len` for which `holds` is false, if it is true for all before and for none after: looked for around `guess`, in steps
+/// that grow, then by bisection.
+pub(super) fn boundary(len: usize, guess: usize, holds: impl Fn(usize) -> bool) -> usize {
+    let guess = guess.min(len);
+    let (mut low, mut high) = (0, len);
+    let mut step = 1;
+    if guess == 0 || holds(guess - 1) {
+        low = guess;
+        while low + step <= len {
+            let probe = low + step - 1;
+            if !holds(probe) {
+                high = probe;
+                break;
+            }
+            (low, step) = (probe + 1, step * STRIDE);
+        }
+    } else {
+        high = guess - 1;
+        while high > 0 {
+            let probe = high.saturating_sub(step);
+            if holds(probe) {
+                low = probe + 1;
+                break;
+            }
+            (high, step) = (probe, step * STRIDE);
+        }
     }
-
-    #[test]
-    fn a_prompt_hits_as_far_as_it_agrees_with_one_that_is_in_hand() {
-        let mut hints = PrefixHints::default();
-        let sent: Vec<u32> = (0..100).collect();
-        hints.sent(&keys(1, &sent));
-        let mut other = sent.clone();
-        other[50] = 7;
-        assert_eq!(hints.cached_tokens(&keys(1, &sent)), 96);
-        assert_eq!(hints.cached_tokens(&keys(1, &other)), 48);
-        assert_eq!(hints.cached_tokens(&keys(2, &sent)), 0);
+    while low < high {
+        let middle = low.midpoint(high);
+        if holds(middle) { low = middle + 1 } else { high = middle }
     }
-
-    #[test]
-    fn what_is_over_leaves_what_the_worker_says() {
-        let mut hints = PrefixHints::default();
-        let prompt: Vec<u32> = (0..64).collect();
-        let keys = keys(0, &prompt);
-        hints.sent(&keys);
-        hints.sent(&keys);
-        hints.over(&keys);
-        assert_eq!(hints.cached_tokens(&keys), 64, "the other one is still in hand");
-        hints.heard(&PrefixChange { added: keys[..3].to_vec(), removed: Vec::new() });
-        hints.over(&keys);
-        assert_eq!(hints.cached_tokens(&keys), 48);
-        hints.heard(&PrefixChange { added: Vec::new(), removed: vec![keys[1]] });
-        assert_eq!(hints.cached_tokens(&keys), 16);
-        hints.clear();
-        assert_eq!(hints.cached_tokens(&keys), 0);
-    }
-
-    #[test]
-    fn of_a_block_that_comes_and_goes_the_last_is_said() {
-        let mut news = PrefixNews::default();
-        news.note(HintKey(1), true);
-        news.note(HintKey(2), false);
-        news.note(HintKey(1), false);
-        news.note(HintKey(2), true);
-        assert_eq!(news.take(), PrefixChange { added: vec![HintKey(2)], removed: vec![HintKey(1)] });
-        assert!(news.is_empty());
-    }
+    low
 }
+
+/// By how much the steps of [`boundary`] grow: a prompt of 2,048 blocks takes six of them.
+const STRIDE: usize = 4;
+
+#[cfg(test)]
+#[path = "hints/tests.rs"]
+mod tests;

@@ -6,10 +6,14 @@
 pub mod blocks;
 pub mod eviction;
 pub mod fairness;
+pub mod hint_keys;
 pub mod hints;
+pub mod in_hand;
 pub mod leases;
+pub mod liveness;
 pub mod planner;
 pub mod prefix;
+pub mod prefix_news;
 pub mod progress;
 pub mod restarts;
 pub mod routing;

@@ -74,7 +74,7 @@ impl std::fmt::Debug for PrefixSalt {
     }
 }
 
-/// Takes a key for its own hash: it is one already.
+/// Takes a key, of 128 or 64 bits, for its own hash: it is one already.
 #[derive(Default)]
 pub struct PrefixKeyHasher(u64);
 
@@ -91,6 +91,10 @@ impl Hasher for PrefixKeyHasher {
     #[expect(clippy::cast_possible_truncation, reason = "64 of the 128 random bits are plenty for a table")]
     fn write_u128(&mut self, key: u128) {
         self.0 = key as u64;
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
     }
 
     fn finish(&self) -> u64 {

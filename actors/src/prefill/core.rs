@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use relevo_wire::{DeviceId, GenerateRequest, Instant64, LeaseId, SequenceId, TokenId};
+use relevo_wire::{DeviceId, GenerateRequest, GrantedLease, HandOver, Instant64, LeaseId, NodeId, SequenceId, TokenId};
 
-use crate::device::{Destination, GrantedLease};
+use crate::device::Destination;
 
 /// How long a decode worker or the router may take to answer. They answer from memory; after this it counts as a refusal.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
@@ -43,19 +43,6 @@ enum Stage {
     Refused { since: Instant64 },
     /// Blocks are being pushed under this lease.
     Leased(LeaseId),
-}
-
-/// What the decode side needs to go on, beside the blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HandOver {
-    /// The sequence.
-    pub sequence: SequenceId,
-    /// The lease that its blocks were pushed under.
-    pub lease: LeaseId,
-    /// The token that prefill has drawn and emitted.
-    pub first_token: TokenId,
-    /// Prompt tokens that prefill took from its prefix cache.
-    pub cached_tokens: u32,
 }
 
 /// What happened.
@@ -113,6 +100,8 @@ pub enum PrefillEvent {
     },
     /// Nobody wants it any more.
     Abort(SequenceId),
+    /// A node is gone, with its decode roles and its gateway.
+    NodeLost(NodeId),
     /// The engine has let go of it.
     Ended(SequenceId),
     /// Time went by.
@@ -210,6 +199,7 @@ impl PrefillCore {
                     effects.push(PrefillEffect::Abort(sequence));
                 }
             }
+            PrefillEvent::NodeLost(node) => self.node_lost(node, effects),
             PrefillEvent::Ended(sequence) => self.ended(sequence, effects),
             PrefillEvent::Tick => self.tick(now, effects),
         }
@@ -285,6 +275,21 @@ impl PrefillCore {
             effects.push(PrefillEffect::ReturnLease { decode: found.decode, lease });
         }
         true
+    }
+
+    /// What a gateway asked for goes with it; what was to be decoded there is for its gateway to send again: most of it is found in the prefix cache.
+    fn node_lost(&mut self, node: NodeId, effects: &mut Vec<PrefillEffect>) {
+        let concerned = |(sequence, found): (&SequenceId, &Prefilling)| {
+            let is_unwanted = sequence.request.gateway() == node;
+            (is_unwanted || found.decode.node() == node).then_some((*sequence, is_unwanted))
+        };
+        let concerned: Vec<_> = self.sequences.iter().filter_map(concerned).collect();
+        for (sequence, is_unwanted) in concerned {
+            self.abort(sequence, effects);
+            if !is_unwanted {
+                effects.push(PrefillEffect::Lost(sequence));
+            }
+        }
     }
 
     /// It ended before its prefill did: an error, a deadline.

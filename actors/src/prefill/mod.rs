@@ -4,6 +4,7 @@ mod core;
 mod push;
 mod shell;
 
-pub use self::core::{HandOver, PrefillCore, PrefillEffect, PrefillEvent};
+pub use self::core::{PrefillCore, PrefillEffect, PrefillEvent};
 pub(crate) use push::PushRoutes;
+pub use relevo_wire::HandOver;
 pub(crate) use shell::{PrefillActor, PrefillArguments, PrefillMessage};

@@ -99,6 +99,7 @@ impl PushRoutes {
 pub(crate) struct Pusher {
     /// The link to the decode device: asked for each frame, since one that was closed is replaced.
     pub(crate) link: Box<dyn Fn() -> Option<FrameSender> + Send + Sync>,
+    pub(crate) to: DeviceId,
     pub(crate) layout: KvLayout,
     pub(crate) faults: Arc<FaultSwitches>,
     /// Told when a sequence's blocks cannot be delivered.
@@ -163,6 +164,7 @@ impl Pusher {
         Some(KvBlocksHeader {
             protocol: PROTOCOL_VERSION,
             sequence: job.sequence,
+            device: self.to,
             lease: job.lease.lease,
             epoch: job.lease.epoch,
             layer: job.layer,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
+use ractor_cluster::RactorMessage;
 use relevo_wire::{DeviceId, SequenceId};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -13,10 +14,8 @@ use super::core::{PrefillCore, PrefillEffect, PrefillEvent};
 use super::push::{PUSH_CAPACITY, PushJob, Pusher};
 use crate::clock;
 use crate::cluster::{Directory, Ticker};
-use crate::decode::{DecodeEvent, DecodeMessage};
+use crate::decode::DecodeEvent;
 use crate::device::{DeviceCommand, DevicePort, GrantedLease};
-use crate::gateway::Loss;
-use crate::router::RouterMessage;
 
 /// How often time alone is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -25,7 +24,7 @@ const TICK: Duration = Duration::from_millis(100);
 pub(crate) struct PrefillActor;
 
 /// Its messages.
-#[derive(Debug)]
+#[derive(Debug, RactorMessage)]
 pub(crate) enum PrefillMessage {
     /// Something happened.
     Event(PrefillEvent),
@@ -97,7 +96,7 @@ impl PrefillState {
                 let command = DeviceCommand::Prefill { request: Arc::clone(&request), destination };
                 if !self.port.command(command) {
                     self.handle(PrefillEvent::Ended(request.sequence));
-                    let _ = self.directory.router.cast(RouterMessage::Undelivered(request));
+                    self.directory.undelivered(request.sequence);
                 }
             }
             PrefillEffect::UseLease { sequence, decode, lease } => self.use_lease(sequence, decode, lease),
@@ -122,13 +121,13 @@ impl PrefillState {
                 let _ = self.to_decode(decode, DecodeEvent::HandedOver(hand_over));
             }
             PrefillEffect::Refused(sequence) => {
-                let _ = self.directory.router.cast(RouterMessage::Refused(sequence));
+                self.directory.refused(sequence);
             }
             PrefillEffect::Started(sequence) => {
-                let _ = self.directory.router.cast(RouterMessage::Started(sequence));
+                self.directory.started(sequence);
             }
             PrefillEffect::Lost(sequence) => {
-                self.directory.keeper.lost(&self.directory, sequence, Loss::Elsewhere);
+                self.directory.lost(sequence);
             }
         }
     }
@@ -152,17 +151,17 @@ impl PrefillState {
         if let Some(jobs) = self.pushers.get(&decode).filter(|jobs| !jobs.is_closed()) {
             return Some(jobs.clone());
         }
-        self.directory.device(decode)?;
         let layout = self.port.kv_memory()?.layout();
         let (jobs, receiver) = mpsc::channel(PUSH_CAPACITY);
         let (links, directory) = (Arc::clone(&self.directory), Arc::clone(&self.directory));
         let from = self.port.id;
         let pusher = Pusher {
             link: Box::new(move || links.links.sender(from, decode)),
+            to: decode,
             layout,
             faults: Arc::clone(&self.directory.faults),
             // It may have left this actor's hands by now: only the gateway knows whether it is still wanted.
-            failed: Box::new(move |sequence| directory.keeper.lost(&directory, sequence, Loss::Elsewhere)),
+            failed: Box::new(move |sequence| directory.lost(sequence)),
         };
         self.tasks.spawn(pusher.run(receiver));
         self.port.routes.set_pusher(decode, &jobs);
@@ -171,6 +170,6 @@ impl PrefillState {
     }
 
     fn to_decode(&self, device: DeviceId, event: DecodeEvent) -> bool {
-        self.directory.device(device).is_some_and(|port| port.decode.cast(DecodeMessage::Event(event)))
+        self.directory.to_decode(device, event)
     }
 }

@@ -8,16 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relevo_wire::{
-    DeviceId, Epoch, GenerateRequest, Instant64, MapVersion, RequestError, SequenceId, blocks_for_tokens,
+    ClusterMap, DeviceId, DeviceRole, Epoch, GenerateRequest, Instant64, MapEntry, MapVersion, NodeId, RequestError,
+    SequenceId, Standing, blocks_for_tokens,
 };
 
 use super::drain_rate::DrainRate;
 use super::workers::{InFlight, Workers};
-use crate::coordinator::{ClusterMap, MapEntry, Standing};
-use crate::device::DeviceRole;
 use crate::policy::fairness::{Age, FairQueue, GENERATED_TOKEN_COST, PROMPT_TOKEN_COST, Waiting};
-use crate::policy::hints::{HintKey, PrefixChange, PrefixHints};
-use crate::policy::routing::{self, Disaggregate, Route};
+use crate::policy::hint_keys::{HintKey, HintKeyer};
+use crate::policy::hints::PrefixHints;
+use crate::policy::prefix_news::PrefixBatch;
+use crate::policy::routing::{self, Candidate, Disaggregate, Route, RoutingRule};
 
 /// Longest wait of a suspect for a device where nothing else is unproven; after it, it runs in any company.
 const MAX_SUSPECT_WAIT: Duration = Duration::from_secs(30);
@@ -27,6 +28,10 @@ const REFUSAL_PATIENCE: Duration = Duration::from_millis(20);
 
 /// How long sequences wait for a worker to come (back) before they are told that there is none.
 const NO_WORKER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long there must have been nobody who could serve before new requests are told so at once: a map may lack for a moment those who are on their way
+/// back, such as that of a coordinator which has just begun.
+const FORSAKEN_AFTER: Duration = Duration::from_secs(2);
 
 /// Bounds of the router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +44,8 @@ pub struct RouterLimits {
     pub max_prefilling: usize,
     /// Whether prefill and decode may be apart.
     pub disaggregate: Disaggregate,
+    /// See [`RoutingRule`].
+    pub local_prefill_below_tokens: usize,
 }
 
 /// What the router knows of a worker from the cluster map.
@@ -88,6 +95,8 @@ pub enum RouterEvent {
     Refused(SequenceId),
     /// The coordinator has published: those that serve by it are the workers now, others are gone.
     Map(ClusterMap),
+    /// These nodes can be reached from here, and no others. Without this event it is the node that is alone.
+    Reachable(BTreeSet<NodeId>),
     /// A worker says what has changed in its prefix cache.
     PrefixChanged {
         /// Who.
@@ -95,7 +104,7 @@ pub enum RouterEvent {
         /// Of its pool.
         epoch: Epoch,
         /// What.
-        change: PrefixChange,
+        batch: PrefixBatch,
     },
     /// Time went by.
     Tick,
@@ -127,6 +136,11 @@ pub enum RouterEffect {
         /// Why.
         error: RequestError,
     },
+    /// Ask it for all the prefixes that it holds, by [`crate::device::DeviceCommand::TellPrefixes`]. If the wish is lost, it comes again.
+    ResyncPrefixes {
+        /// Whom.
+        device: DeviceId,
+    },
 }
 
 /// The router.
@@ -135,6 +149,11 @@ pub struct RouterCore {
     limits: RouterLimits,
     /// The newest map that it has seen.
     map: (u64, MapVersion),
+    /// The devices of that map.
+    entries: Vec<MapEntry>,
+    reachable: BTreeSet<NodeId>,
+    /// Since when nobody could come who would serve.
+    forsaken_since: Option<Instant64>,
     workers: Workers,
     queue: FairQueue,
     waiting: BTreeMap<usize, Entry>,
@@ -161,12 +180,15 @@ struct Refusal {
 }
 
 impl RouterCore {
-    /// A router that knows no worker yet.
-    pub fn new(limits: RouterLimits) -> Self {
+    /// A router that knows no worker yet. `keyer` names prefixes as the workers do.
+    pub fn new(limits: RouterLimits, keyer: HintKeyer) -> Self {
         Self {
             limits,
             map: (0, MapVersion(0)),
-            workers: Workers::new(limits.max_running, limits.max_prefilling),
+            entries: Vec::new(),
+            reachable: BTreeSet::from([NodeId::ALONE]),
+            forsaken_since: None,
+            workers: Workers::new(limits.max_running, limits.max_prefilling, keyer),
             queue: FairQueue::default(),
             waiting: BTreeMap::new(),
             slots: BTreeMap::new(),
@@ -190,6 +212,11 @@ impl RouterCore {
     /// Sequences with workers.
     pub fn num_in_flight(&self) -> usize {
         self.workers.num_in_flight()
+    }
+
+    /// A sequence that has workers.
+    pub fn in_flight(&self, sequence: SequenceId) -> Option<Arc<GenerateRequest>> {
+        self.workers.in_flight(sequence).map(|in_flight| Arc::clone(&in_flight.request))
     }
 
     /// What it knows of the prefixes that a worker holds.
@@ -218,26 +245,71 @@ impl RouterCore {
             }
             RouterEvent::Ended(sequence) => self.ended(sequence, now),
             RouterEvent::Refused(sequence) => self.refused(sequence, now),
-            RouterEvent::Map(map) => self.adopt(&map),
-            RouterEvent::PrefixChanged { device, epoch, change } => {
-                // Nobody who waits has more room by it.
-                return self.workers.prefix_changed(device, epoch, &change);
+            RouterEvent::Map(map) => {
+                self.adopt(map);
+                self.ask_for_prefixes(now, effects);
             }
-            RouterEvent::Tick => self.give_up_waiting(now, effects),
+            RouterEvent::Reachable(nodes) => {
+                self.reachable = nodes;
+                self.update_workers();
+                self.ask_for_prefixes(now, effects);
+            }
+            RouterEvent::PrefixChanged { device, epoch, batch } => {
+                self.workers.prefix_changed(device, epoch, &batch, now);
+                // Nobody who waits has more room by it.
+                return self.ask_for_prefixes(now, effects);
+            }
+            RouterEvent::Tick => {
+                self.ask_for_prefixes(now, effects);
+                self.give_up_waiting(now, effects);
+            }
         }
+        self.forsaken_since = self.is_forsaken().then(|| self.forsaken_since.unwrap_or(now));
         self.retry_refused(now, effects);
         self.dispatch_suspects(now, effects);
         self.dispatch_waiting(now, effects);
     }
 
     /// An older map is one that was overtaken, or of a coordinator that has been replaced.
-    fn adopt(&mut self, map: &ClusterMap) {
+    fn adopt(&mut self, map: ClusterMap) {
         if (map.term, map.version) <= self.map {
             return;
         }
         self.map = (map.term, map.version);
-        let serving = map.devices.iter().filter(|entry| entry.standing == Standing::Serving);
-        self.workers.update(&serving.map(worker).collect::<Vec<_>>());
+        self.entries = map.devices;
+        self.update_workers();
+    }
+
+    /// The workers are those that serve and can be reached. A role that none of them plays is played by all that are able.
+    fn update_workers(&mut self) {
+        let is_there = |entry: &&MapEntry| self.is_reachable(entry) && entry.standing == Standing::Serving;
+        let serving: Vec<&MapEntry> = self.entries.iter().filter(is_there).collect();
+        let is_played = |role| serving.iter().any(|entry| entry.facts.roles.contains(&role));
+        let (prefill, decode) = (is_played(DeviceRole::Prefill), is_played(DeviceRole::Decode));
+        let workers: Vec<_> = serving.iter().map(|entry| worker(entry, prefill, decode)).collect();
+        self.workers.update(&workers);
+    }
+
+    fn is_reachable(&self, entry: &MapEntry) -> bool {
+        self.reachable.contains(&entry.facts.device.node())
+    }
+
+    /// Whether there has been nobody for a while: who asks now need not wait to be told.
+    fn has_long_been_forsaken(&self, now: Instant64) -> bool {
+        self.forsaken_since.is_some_and(|since| now.since(since) >= FORSAKEN_AFTER)
+    }
+
+    /// Whether there is none that serves, and none that is about to.
+    fn is_forsaken(&self) -> bool {
+        let may_come = |role| {
+            let may = |entry: &MapEntry| self.is_reachable(entry) && entry.facts.able.contains(&role);
+            self.entries.iter().any(may)
+        };
+        self.map > (0, MapVersion(0)) && !(may_come(DeviceRole::Prefill) && may_come(DeviceRole::Decode))
+    }
+
+    fn ask_for_prefixes(&mut self, now: Instant64, effects: &mut Vec<RouterEffect>) {
+        effects.extend(self.workers.ask_for_prefixes(now).map(|device| RouterEffect::ResyncPrefixes { device }));
     }
 
     fn submit(
@@ -256,6 +328,11 @@ impl RouterCore {
             effects.push(RouterEffect::Reject { sequence, error });
             return;
         }
+        if !admission.admitted && self.has_long_been_forsaken(now) {
+            let error = RequestError::NoWorker { retry_after: NO_WORKER_PATIENCE };
+            effects.push(RouterEffect::Reject { sequence, error });
+            return;
+        }
         let keys = self.workers.keys_of(&request);
         let entry = Entry { request, keys, since: now };
         if admission.suspect {
@@ -263,8 +340,8 @@ impl RouterCore {
             return;
         }
         // What has room at once does not count as waiting.
-        let is_free = self.waiting.is_empty() && self.suspects.is_empty() && self.route(&entry).is_some();
-        if !admission.admitted && !is_free && self.num_waiting() >= self.limits.max_waiting {
+        let is_free = || self.num_waiting() == 0 && self.route(&entry).is_some();
+        if !admission.admitted && self.num_waiting() >= self.limits.max_waiting && !is_free() {
             let error = RequestError::QueueFull {
                 num_waiting: self.num_waiting(),
                 limit: self.limits.max_waiting,
@@ -355,8 +432,7 @@ impl RouterCore {
         while let Some(entry) = self.suspects.front() {
             let impatient = now.since(entry.since) >= MAX_SUSPECT_WAIT;
             let candidates = self.workers.candidates(&entry.request, &entry.keys, !impatient);
-            let route = routing::choose(&candidates, entry.request.num_context_tokens(), self.limits.disaggregate);
-            let Some(route) = route else { return };
+            let Some(route) = self.choose(&entry.request, &candidates) else { return };
             let Some(entry) = self.suspects.pop_front() else { return };
             self.dispatch(entry, route, !impatient, effects);
         }
@@ -382,8 +458,13 @@ impl RouterCore {
     }
 
     fn route(&self, entry: &Entry) -> Option<Route> {
-        let candidates = self.workers.candidates(&entry.request, &entry.keys, false);
-        routing::choose(&candidates, entry.request.num_context_tokens(), self.limits.disaggregate)
+        self.choose(&entry.request, &self.workers.candidates(&entry.request, &entry.keys, false))
+    }
+
+    fn choose(&self, request: &GenerateRequest, candidates: &[Candidate]) -> Option<Route> {
+        let RouterLimits { disaggregate, local_prefill_below_tokens, .. } = self.limits;
+        let rule = RoutingRule { disaggregate, local_prefill_below_tokens };
+        routing::choose(candidates, request.num_context_tokens(), rule)
     }
 
     fn dispatch(&mut self, entry: Entry, route: Route, exclusive: bool, effects: &mut Vec<RouterEffect>) {
@@ -407,13 +488,15 @@ impl RouterCore {
     }
 }
 
-fn worker(entry: &MapEntry) -> WorkerFacts {
+/// `prefill`, `decode`: whether anybody plays the role.
+fn worker(entry: &MapEntry, prefill: bool, decode: bool) -> WorkerFacts {
     let facts = &entry.facts;
+    let plays = |role, is_played: bool| (if is_played { &facts.roles } else { &facts.able }).contains(&role);
     WorkerFacts {
         device: facts.device,
         epoch: facts.epoch,
-        prefill: facts.roles.contains(&DeviceRole::Prefill),
-        decode: facts.roles.contains(&DeviceRole::Decode),
+        prefill: plays(DeviceRole::Prefill, prefill),
+        decode: plays(DeviceRole::Decode, decode),
         num_blocks: facts.num_blocks,
         max_context: facts.max_context,
     }

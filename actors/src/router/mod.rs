@@ -2,6 +2,7 @@
 
 mod core;
 mod drain_rate;
+mod load;
 mod shell;
 mod workers;
 

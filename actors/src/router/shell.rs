@@ -1,18 +1,20 @@
 //! The router's actor: carries out what [`RouterCore`] decides.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use relevo_wire::{DeviceId, Epoch, GenerateRequest, SequenceId};
+use ractor_cluster::RactorMessage;
+use relevo_wire::{DeviceId, Epoch, GenerateRequest, NodeId, SequenceId};
 
 use super::core::{RouterCore, RouterEffect, RouterEvent, RouterLimits};
 use crate::clock;
 use crate::cluster::{Directory, Ticker};
 use crate::coordinator::ClusterMap;
 use crate::gateway::Placement;
-use crate::policy::hints::PrefixChange;
-use crate::prefill::{PrefillEvent, PrefillMessage};
+use crate::policy::prefix_news::PrefixBatch;
+use crate::prefill::PrefillEvent;
 
 /// Name in the supervision tree.
 pub(crate) const NAME: &str = "router";
@@ -24,6 +26,7 @@ const TICK: Duration = Duration::from_millis(20);
 pub(crate) struct RouterActor;
 
 /// Its messages.
+#[derive(RactorMessage)]
 pub(crate) enum RouterMessage {
     /// A stream wants workers; see [`RouterEvent::Submit`].
     Submit {
@@ -40,8 +43,10 @@ pub(crate) enum RouterMessage {
     Started(SequenceId),
     /// A decode worker has refused it.
     Refused(SequenceId),
-    /// A prefill worker could not give it to its engine.
-    Undelivered(Arc<GenerateRequest>),
+    /// Nobody was there to take it.
+    Undelivered(SequenceId),
+    /// These nodes can be reached, and no others.
+    Reachable(BTreeSet<NodeId>),
     /// A device's prefix cache has changed.
     PrefixChanged {
         /// Whose.
@@ -49,7 +54,7 @@ pub(crate) enum RouterMessage {
         /// Of its pool.
         epoch: Epoch,
         /// How.
-        change: PrefixChange,
+        batch: PrefixBatch,
     },
     /// The coordinator has published.
     Map(ClusterMap),
@@ -81,12 +86,16 @@ impl Actor for RouterActor {
             max_running: directory.limits.max_running,
             max_prefilling: directory.limits.max_prefilling,
             disaggregate: directory.disaggregate,
+            local_prefill_below_tokens: directory.limits.local_prefill_below_tokens,
         };
         let ticker = Ticker::start(myself.clone(), TICK, || RouterMessage::Tick);
-        let core = RouterCore::new(limits);
+        let core = RouterCore::new(limits, directory.hint_keyer);
         let mut state = RouterState { directory, core, undelivered: Vec::new(), _ticker: ticker };
         // From here on new streams reach this mailbox; those from before are in the snapshot, some are in both.
         state.directory.router.set(myself);
+        let mut reachable = state.directory.peers.nodes();
+        reachable.insert(state.directory.node);
+        state.handle(RouterEvent::Reachable(reachable));
         state.handle(RouterEvent::Map(state.directory.map()));
         state.restore();
         Ok(state)
@@ -111,9 +120,10 @@ impl Actor for RouterActor {
             }
             RouterMessage::Started(sequence) => state.handle(RouterEvent::Started(sequence)),
             RouterMessage::Refused(sequence) => state.handle(RouterEvent::Refused(sequence)),
-            RouterMessage::Undelivered(request) => state.undelivered(request),
-            RouterMessage::PrefixChanged { device, epoch, change } => {
-                state.handle(RouterEvent::PrefixChanged { device, epoch, change });
+            RouterMessage::Undelivered(sequence) => state.undelivered(sequence),
+            RouterMessage::Reachable(nodes) => state.handle(RouterEvent::Reachable(nodes)),
+            RouterMessage::PrefixChanged { device, epoch, batch } => {
+                state.handle(RouterEvent::PrefixChanged { device, epoch, batch });
             }
             RouterMessage::Map(map) => state.handle(RouterEvent::Map(map)),
             RouterMessage::Tick => state.tick(),
@@ -142,32 +152,34 @@ impl RouterState {
                     self.handle(RouterEvent::Ended(sequence));
                     return;
                 }
-                let event = PrefillEvent::Admit { request: Arc::clone(&request), decode: route.decode };
-                if !self.to_prefill(route.prefill, event) {
-                    self.undelivered(request);
+                let event = PrefillEvent::Admit { request, decode: route.decode };
+                if !self.directory.to_prefill(route.prefill, event) {
+                    self.undelivered(sequence);
                 }
             }
             RouterEffect::Redirect { sequence, prefill, decode } => {
                 if self.directory.keeper.placed(sequence, Placement { prefill, decode }) {
                     // If it is not there, its sequences are lost, and replayed.
-                    let _ = self.to_prefill(prefill, PrefillEvent::Redirect { sequence, decode });
+                    let _ = self.directory.to_prefill(prefill, PrefillEvent::Redirect { sequence, decode });
                 }
             }
             RouterEffect::Reject { sequence, error } => {
                 self.directory.keeper.reject(&self.directory, sequence, error);
             }
+            RouterEffect::ResyncPrefixes { device } => {
+                // If it is not there, the core will ask again.
+                self.directory.tell_prefixes(device);
+            }
         }
     }
 
     /// It is placed again at the next tick; at once, it would go the same way.
-    fn undelivered(&mut self, request: Arc<GenerateRequest>) {
-        self.directory.keeper.undelivered(request.sequence);
-        self.handle(RouterEvent::Ended(request.sequence));
+    fn undelivered(&mut self, sequence: SequenceId) {
+        // One that is not in flight has been given up meanwhile.
+        let Some(request) = self.core.in_flight(sequence) else { return };
+        self.directory.keeper.undelivered(sequence);
+        self.handle(RouterEvent::Ended(sequence));
         self.undelivered.push(request);
-    }
-
-    fn to_prefill(&self, device: DeviceId, event: PrefillEvent) -> bool {
-        self.directory.device(device).is_some_and(|port| port.prefill.cast(PrefillMessage::Event(event)))
     }
 
     fn tick(&mut self) {

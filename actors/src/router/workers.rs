@@ -1,49 +1,56 @@
-//! The workers as the router sees them: what is in flight where, and who has room.
+//! The workers as the router sees them: what is in flight where, who has room, who holds what.
+//!
+//! **Invariant:** the load of a device is the sum over what is in flight there, kept up at each change, so that to route a request takes a
+//! time that depends on the number of workers alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use relevo_wire::{DeviceId, Epoch, GenerateRequest, SequenceId, blocks_for_tokens};
+use relevo_wire::{BLOCK_TOKENS, DeviceId, Epoch, GenerateRequest, Instant64, SequenceId, blocks_for_tokens};
 
 use super::core::WorkerFacts;
-use crate::policy::hints::{HintKey, PrefixChange, PrefixHints, extend_keys};
+use super::load::Load;
+use crate::policy::hint_keys::{HintKey, HintKeyer};
+use crate::policy::hints::{Heard, PrefixHints};
+use crate::policy::prefix_news::PrefixBatch;
 use crate::policy::routing::{Candidate, Route};
+
+/// How long a worker may take to answer a wish for its prefixes, or between two parts of the answer, before it is asked again: it answers
+/// within a step, and a step of a large model takes a CPU about so long.
+pub(super) const RESYNC_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The workers.
 #[derive(Clone, Debug)]
 pub(super) struct Workers {
     max_running: usize,
     max_prefilling: usize,
+    keyer: HintKeyer,
     workers: BTreeMap<DeviceId, Worker>,
     in_flight: BTreeMap<SequenceId, InFlight>,
+    /// Of the devices that have something in flight, whether or not they are workers at present.
+    loads: BTreeMap<DeviceId, Load>,
 }
 
 #[derive(Clone, Debug)]
 struct Worker {
     facts: WorkerFacts,
-    hints: PrefixHints,
     /// The latest that it was heard of, from itself or from the map: what it holds is of this one.
     epoch: Epoch,
+    hints: PrefixHints,
+    /// When it was asked for all its prefixes, or has last answered.
+    asked: Option<Instant64>,
 }
 
 /// A sequence with its workers.
 #[derive(Clone, Debug)]
 pub(super) struct InFlight {
     pub(super) request: Arc<GenerateRequest>,
-    keys: Arc<[HintKey]>,
+    pub(super) keys: Arc<[HintKey]>,
     pub(super) route: Route,
     pub(super) started: bool,
     /// Nobody else may join it on its prefill device until it has started.
-    exclusive: bool,
-}
-
-/// What a device has in flight.
-#[derive(Clone, Copy, Debug, Default)]
-struct Load {
-    num_running: usize,
-    num_prefilling: usize,
-    pending_prompt_tokens: usize,
-    is_exclusive: bool,
+    pub(super) exclusive: bool,
 }
 
 impl InFlight {
@@ -53,8 +60,15 @@ impl InFlight {
 }
 
 impl Workers {
-    pub(super) fn new(max_running: usize, max_prefilling: usize) -> Self {
-        Self { max_running, max_prefilling, workers: BTreeMap::new(), in_flight: BTreeMap::new() }
+    pub(super) fn new(max_running: usize, max_prefilling: usize, keyer: HintKeyer) -> Self {
+        Self {
+            max_running,
+            max_prefilling,
+            keyer,
+            workers: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
+            loads: BTreeMap::new(),
+        }
     }
 
     pub(super) fn facts(&self) -> impl Iterator<Item = &WorkerFacts> {
@@ -77,11 +91,7 @@ impl Workers {
     pub(super) fn update(&mut self, facts: &[WorkerFacts]) {
         self.workers.retain(|device, _| facts.iter().any(|facts| facts.device == *device));
         for &facts in facts {
-            let worker = self.workers.entry(facts.device).or_insert_with(|| Worker {
-                facts,
-                hints: PrefixHints::default(),
-                epoch: facts.epoch,
-            });
+            let worker = self.workers.entry(facts.device).or_insert_with(|| Worker::new(facts));
             worker.reach(facts.epoch);
             worker.facts = facts;
         }
@@ -92,54 +102,68 @@ impl Workers {
     }
 
     /// A worker speaks of its prefix cache. What it says of an older pool than its latest is of no use any more.
-    pub(super) fn prefix_changed(&mut self, device: DeviceId, epoch: Epoch, change: &PrefixChange) {
+    pub(super) fn prefix_changed(&mut self, device: DeviceId, epoch: Epoch, batch: &PrefixBatch, now: Instant64) {
         if let Some(worker) = self.workers.get_mut(&device)
             && worker.reach(epoch)
         {
-            worker.hints.heard(change);
-            // More than its pool holds cannot be true: better to know nothing.
-            if worker.hints.num_held() > worker.facts.num_blocks {
-                worker.hints.clear();
-            }
+            worker.hear(batch, now);
         }
+    }
+
+    /// Whom to ask for all its prefixes: those of whom something is not known and who were not asked, or have not answered for long.
+    pub(super) fn ask_for_prefixes(&mut self, now: Instant64) -> impl Iterator<Item = DeviceId> + '_ {
+        self.workers.iter_mut().filter_map(move |(&device, worker)| worker.ask(now).then_some(device))
     }
 
     /// Of a prompt's blocks; none where there is no choice of workers that they could guide.
     pub(super) fn keys_of(&self, request: &GenerateRequest) -> Arc<[HintKey]> {
-        let mut keys = Vec::new();
-        if self.workers.len() > 1 {
-            extend_keys(&mut keys, request.tenant, &request.prompt);
-        }
-        keys.into()
+        if self.workers.len() > 1 { self.keyer.keys(request.tenant, &request.prompt).into() } else { Arc::default() }
     }
 
     pub(super) fn place(&mut self, in_flight: InFlight) {
         self.remove(in_flight.request.sequence);
-        let Route { prefill, decode, .. } = in_flight.route;
-        for device in BTreeSet::from([prefill, decode]) {
-            self.on_hints(device, |hints| hints.sent(&in_flight.keys));
-        }
+        self.on_loads(&in_flight, Load::enter);
         self.in_flight.insert(in_flight.request.sequence, in_flight);
-    }
-
-    fn on_hints(&mut self, device: DeviceId, act: impl FnOnce(&mut PrefixHints)) {
-        if let Some(worker) = self.workers.get_mut(&device) {
-            act(&mut worker.hints);
-        }
+        self.check();
     }
 
     pub(super) fn started(&mut self, sequence: SequenceId) {
-        if let Some(in_flight) = self.in_flight.get_mut(&sequence) {
+        if let Some(mut in_flight) = self.in_flight.remove(&sequence) {
+            self.on_loads(&in_flight, Load::leave);
             in_flight.started = true;
+            self.on_loads(&in_flight, Load::enter);
+            self.in_flight.insert(sequence, in_flight);
+            self.check();
         }
     }
 
     pub(super) fn remove(&mut self, sequence: SequenceId) -> bool {
         let Some(in_flight) = self.in_flight.remove(&sequence) else { return false };
-        for device in BTreeSet::from([in_flight.route.prefill, in_flight.route.decode]) {
-            self.on_hints(device, |hints| hints.over(&in_flight.keys));
-        }
+        self.on_loads(&in_flight, Load::leave);
+        self.check();
         true
+    }
+
+    fn on_loads(&mut self, in_flight: &InFlight, act: impl Fn(&mut Load, &InFlight, DeviceId)) {
+        let Route { prefill, decode, .. } = in_flight.route;
+        for device in [prefill].into_iter().chain((decode != prefill).then_some(decode)) {
+            let load = self.loads.entry(device).or_default();
+            act(load, in_flight, device);
+            if load.is_none() {
+                self.loads.remove(&device);
+            }
+        }
+    }
+
+    /// In tests and simulations: the loads are what a recount finds.
+    fn check(&self) {
+        debug_assert_eq!(self.loads, self.recount());
+    }
+
+    fn recount(&self) -> BTreeMap<DeviceId, Load> {
+        let mut recount = Self::new(0, 0, self.keyer);
+        self.in_flight.values().for_each(|in_flight| recount.on_loads(in_flight, Load::enter));
+        recount.loads
     }
 
     /// Moves a sequence to another decode worker; returns its prefill worker.
@@ -155,12 +179,12 @@ impl Workers {
     /// The one it has already keeps its place for it.
     pub(super) fn other_decode(&self, sequence: SequenceId, refused_by: &BTreeSet<DeviceId>) -> Option<DeviceId> {
         let in_flight = self.in_flight.get(&sequence)?;
-        let (num_blocks, loads) = (blocks_needed(&in_flight.request), self.loads());
+        let num_blocks = blocks_needed(&in_flight.request);
         self.facts()
             .filter(|facts| facts.decode && facts.num_blocks >= num_blocks)
             .map(|facts| facts.device)
             .filter(|device| *device != in_flight.route.prefill && !refused_by.contains(device))
-            .map(|device| (loads.get(&device).map_or(0, |load| load.num_running), device))
+            .map(|device| (self.loads.get(&device).map_or(0, |load| load.num_running), device))
             .filter(|&(num_running, device)| num_running < self.max_running || device == in_flight.route.decode)
             .min()
             .map(|(_, device)| device)
@@ -175,52 +199,65 @@ impl Workers {
     pub(super) fn candidates(&self, request: &GenerateRequest, keys: &[HintKey], alone: bool) -> Vec<Candidate> {
         let num_blocks = blocks_needed(request);
         let max_tokens = request.prompt.len() + request.max_tokens as usize;
-        let loads = self.loads();
+        let (idle, mut num_held) = (Load::default(), 0);
         self.workers
             .values()
             .filter(|worker| worker.facts.num_blocks >= num_blocks && worker.facts.max_context >= max_tokens)
             .map(|worker| {
                 let facts = &worker.facts;
-                let load = loads.get(&facts.device).copied().unwrap_or_default();
-                let has_room = load.num_running < self.max_running && !load.is_exclusive;
+                let load = self.loads.get(&facts.device).unwrap_or(&idle);
+                let has_room = load.num_running < self.max_running && load.num_exclusive == 0;
                 let is_calm = !alone || load.num_prefilling == 0;
+                // Workers tend to hold a popular prefix all equally far.
+                num_held = worker.hints.leading_blocks(keys, num_held);
                 Candidate {
                     device: facts.device,
                     can_prefill: facts.prefill && has_room && is_calm && load.num_prefilling < self.max_prefilling,
                     can_decode: facts.decode && has_room,
-                    cached_tokens: worker.hints.cached_tokens(keys),
+                    cached_tokens: num_held.max(load.in_hand.leading_blocks(keys)) * BLOCK_TOKENS,
                     pending_prompt_tokens: load.pending_prompt_tokens,
                     num_running: load.num_running,
                 }
             })
             .collect()
     }
-
-    fn loads(&self) -> BTreeMap<DeviceId, Load> {
-        let mut loads: BTreeMap<DeviceId, Load> = BTreeMap::new();
-        for in_flight in self.in_flight.values() {
-            let Route { prefill, decode, .. } = in_flight.route;
-            if !in_flight.started {
-                let load = loads.entry(prefill).or_default();
-                load.num_prefilling += 1;
-                load.pending_prompt_tokens += in_flight.request.num_context_tokens();
-                load.is_exclusive |= in_flight.exclusive;
-                load.num_running += usize::from(prefill != decode);
-            }
-            loads.entry(decode).or_default().num_running += 1;
-        }
-        loads
-    }
 }
 
 impl Worker {
+    fn new(facts: WorkerFacts) -> Self {
+        Self { facts, epoch: facts.epoch, hints: PrefixHints::default(), asked: None }
+    }
+
     /// Whether `epoch` is its latest; what it held in an older one is forgotten.
     fn reach(&mut self, epoch: Epoch) -> bool {
         if epoch > self.epoch {
-            self.hints.clear();
-            self.epoch = epoch;
+            (self.epoch, self.hints, self.asked) = (epoch, PrefixHints::default(), None);
         }
         epoch == self.epoch
+    }
+
+    fn hear(&mut self, batch: &PrefixBatch, now: Instant64) {
+        let was_current = self.hints.is_current();
+        let heard = self.hints.heard(batch);
+        // More than its pool holds cannot be true: better to know nothing.
+        if self.hints.num_held() > self.facts.num_blocks {
+            self.hints.forget();
+        } else if heard == Heard::Applied {
+            // The rest of the answer will come.
+            self.asked = Some(now);
+        } else if heard == Heard::Gap && was_current {
+            self.asked = None;
+        }
+    }
+
+    /// Whether it is to be asked for all its prefixes now.
+    fn ask(&mut self, now: Instant64) -> bool {
+        let is_due = self.asked.is_none_or(|asked| now.since(asked) >= RESYNC_PATIENCE);
+        let asks = is_due && !self.hints.is_current();
+        if asks {
+            self.asked = Some(now);
+        }
+        asks
     }
 }
 

@@ -1,6 +1,7 @@
 //! Why a command ended without doing what it was asked, and the exit code that says so.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,7 +9,8 @@ use metrics_exporter_prometheus::BuildError;
 use relevo_actors::cluster::ClusterError;
 use relevo_actors::device::StartError;
 use relevo_gpu::model::{LoadError, TooLittleMemory};
-use relevo_transport::identity::{AuthorityError, Name};
+use relevo_transport::QuicError;
+use relevo_transport::identity::{AuthorityError, LoadError as IdentityError, Name};
 
 use crate::config::ConfigError;
 use crate::http::{KeyFileError, ServeError};
@@ -44,6 +46,17 @@ pub enum Failure {
     /// The certificate authority does not do as asked.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
+    /// A node's identity cannot be used: the user's fault.
+    #[error("cannot use this node's identity")]
+    Identity(#[from] IdentityError),
+    /// A node's address cannot be opened.
+    #[error("cannot open {address} for other nodes")]
+    Endpoint {
+        /// As configured.
+        address: SocketAddr,
+        /// Why.
+        source: QuicError,
+    },
     /// A name that no certificate was issued for.
     #[error("no certificate of `{name}` was issued here{}; `relevo ca list` shows them", suggestion(nearest))]
     UnknownNode {
@@ -72,6 +85,14 @@ pub enum Failure {
     /// The cluster gave itself up while it served.
     #[error("the cluster failed: its actors died too often, or no device can be started again (the log says which)")]
     ClusterFailed,
+    /// A process of a local cluster does not start.
+    #[error("{name} {how} as it began; its log is above")]
+    Spawned {
+        /// Its name.
+        name: String,
+        /// How it ended.
+        how: String,
+    },
     /// Metrics cannot be recorded.
     #[error("cannot record metrics")]
     Metrics(#[from] BuildError),
@@ -121,7 +142,7 @@ impl Failure {
     /// What the process answers to its caller.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Usage(_) | Self::Config { .. } => ExitCode::from(2),
+            Self::Usage(_) | Self::Config { .. } | Self::Identity(_) => ExitCode::from(2),
             Self::Interrupted => ExitCode::from(130),
             Self::OutputClosed(_) => ExitCode::SUCCESS,
             Self::ApiKeys { .. } | Self::Serve(ServeError::OpenDoor(_)) => ExitCode::from(2),

@@ -4,6 +4,7 @@ mod byte_size;
 mod failure;
 mod nearest;
 
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,7 +21,7 @@ use crate::config::LogFormat;
 use crate::model_store::ModelStore;
 use crate::{
     bench, ca_command, chat, completions, config_command, devices_command, environment, logging, model_command,
-    status_command, terminal, up,
+    order_command, status_command, terminal, up,
 };
 
 /// Serves large language models on one's own machines.
@@ -51,6 +52,8 @@ pub struct Common {
 enum Command {
     /// Serve a model: gateway, router, coordinator and devices in one process, until Ctrl-C
     Up(up::UpArgs),
+    /// Serve as one process of a cluster: gateway, coordinator, prefill, decode, as its configuration says
+    Node(up::NodeArgs),
     /// Fetch, list and inspect models
     #[command(subcommand)]
     Model(model_command::ModelCommand),
@@ -60,6 +63,12 @@ enum Command {
     Devices(devices_command::DevicesArgs),
     /// Show what a running server does: supervision tree, devices, queues, KV blocks
     Status(status_command::StatusArgs),
+    /// Let a node finish what it has, and send nothing new there
+    Drain(order_command::DrainArgs),
+    /// Let a drained node take work again
+    Undrain(order_command::DrainArgs),
+    /// Change what a node's devices do, while they serve
+    Role(order_command::RoleArgs),
     /// Make the cluster's certificate authority, issue, revoke and list nodes' certificates
     #[command(subcommand)]
     Ca(ca_command::CaCommand),
@@ -101,17 +110,27 @@ fn run(cli: Cli) -> Result<(), Failure> {
         _ => {}
     }
     let runtime = runtime()?;
-    if let Command::Up(args) = &cli.command {
-        // It starts the log itself, by its configuration.
-        return end(runtime, |runtime| runtime.block_on(up::run(args, &common)));
+    // These start the log themselves, by their configuration.
+    match &cli.command {
+        Command::Up(args) => return end(runtime, |runtime| runtime.block_on(up::run(args, &common))),
+        Command::Node(args) => return end(runtime, |runtime| runtime.block_on(up::run_node(args, &common))),
+        _ => {}
     }
     common.start_log(None)?;
     end(runtime, |runtime| match cli.command {
         Command::Model(command) => runtime.block_on(interruptible(model_command::run(command, &common.store()?))),
         Command::Chat(args) => runtime.block_on(chat::run(args, &common)),
         Command::Status(args) => runtime.block_on(interruptible(status_command::run(&args))),
+        Command::Drain(args) => runtime.block_on(interruptible(order_command::drain(&args, true))),
+        Command::Undrain(args) => runtime.block_on(interruptible(order_command::drain(&args, false))),
+        Command::Role(args) => runtime.block_on(interruptible(order_command::role(&args))),
         Command::Bench(command) => runtime.block_on(interruptible(bench::run(command, &common))),
-        Command::Ca(_) | Command::Completions(_) | Command::Config(_) | Command::Devices(_) | Command::Up(_) => Ok(()),
+        Command::Ca(_)
+        | Command::Completions(_)
+        | Command::Config(_)
+        | Command::Devices(_)
+        | Command::Node(_)
+        | Command::Up(_) => Ok(()),
     })
 }
 
@@ -159,6 +178,19 @@ impl Common {
         folder.map(ModelStore::new).ok_or_else(|| {
             Failure::Usage("neither HOME nor XDG_DATA_HOME is set: say where data lies with --data-dir DIR".to_owned())
         })
+    }
+
+    /// These flags, for another process of this program.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = Vec::new();
+        if let Some(folder) = &self.data_dir {
+            arguments.extend(["--data-dir".into(), folder.into()]);
+        }
+        if let Some(filter) = &self.log_filter {
+            arguments.extend(["--log".into(), filter.into()]);
+        }
+        arguments.extend(self.log_json.then(|| "--log-json".into()));
+        arguments
     }
 
     /// Starts the log by the flags, else by the configuration.

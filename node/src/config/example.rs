@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::section::Section;
-use super::sections::{Device, Log, Model, Router, Server, Testing, Transport};
+use super::sections::{Device, Log, Model, Node, Router, Server, Testing, Transport};
 
 /// The text of `relevo config --example`: every key with its default; what has none is shown as a comment.
 pub fn example() -> String {
@@ -14,6 +14,7 @@ pub fn example() -> String {
     write_section::<Server>(&mut text, "[server]", Shown::Open);
     write_section::<Model>(&mut text, "[model]", Shown::Open);
     write_section::<Router>(&mut text, "[router]", Shown::Open);
+    write_section::<Node>(&mut text, "[node]", Shown::Open);
     write_section::<Transport>(&mut text, "[transport]", Shown::Open);
     write_section::<Device>(&mut text, "[[device]]", Shown::Open);
     write_section::<Log>(&mut text, "[log]", Shown::Open);

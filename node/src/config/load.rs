@@ -10,7 +10,7 @@ use toml::Value;
 
 use super::Config;
 use super::section::{Key, Section};
-use super::sections::{CarrierChoice, Device, Log, Model, Router, Server, Testing, Transport};
+use super::sections::{CarrierChoice, Device, Log, Model, Node, Router, Server, Testing, Transport};
 
 /// What is wrong with a configuration. The user's fault.
 #[derive(Debug, thiserror::Error)]
@@ -89,10 +89,11 @@ pub(super) fn syntax(text: &str, error: &toml::de::Error) -> ConfigError {
 }
 
 /// Sections by name, in the file's order.
-pub(super) const SECTIONS: [(&str, &[Key]); 7] = [
+pub(super) const SECTIONS: [(&str, &[Key]); 8] = [
     ("server", Server::KEYS),
     ("model", Model::KEYS),
     ("router", Router::KEYS),
+    ("node", Node::KEYS),
     ("transport", Transport::KEYS),
     ("device", Device::KEYS),
     ("log", Log::KEYS),
@@ -142,6 +143,7 @@ impl Config {
         self.server.check()?;
         self.model.check()?;
         self.router.check()?;
+        self.node.check()?;
         self.transport.check()?;
         if self.devices.is_empty() {
             return Err(out_of_range("device", "empty", "at least one"));
@@ -156,9 +158,10 @@ impl Config {
             }
         }
         for role in [DeviceRole::Prefill, DeviceRole::Decode] {
-            if !self.devices.iter().any(|device| device.roles.contains(&role)) {
-                let name = format!("{role:?}").to_lowercase();
-                return Err(out_of_range("device.roles", format!("without \"{name}\""), "it on at least one device"));
+            // What one node of many lacks, another has.
+            if self.node.roles.is_empty() && !self.devices.iter().any(|device| device.roles.contains(&role)) {
+                let without = format!("without \"{}\"", role.name());
+                return Err(out_of_range("device.roles", without, "it on at least one device"));
             }
         }
         self.log.check()
@@ -199,8 +202,26 @@ impl Model {
 impl Router {
     fn check(&self) -> Result<(), ConfigError> {
         within("router.max_waiting_requests", self.max_waiting_requests, 1..=65_536)?;
+        within("router.local_prefill_below_tokens", self.local_prefill_below_tokens, 0..=1_048_576)?;
         within("router.max_running_requests", self.max_running_requests, 1..=4096)?;
         within("router.lease_ms", self.lease_ms, 10..=600_000)
+    }
+}
+
+impl Node {
+    fn check(&self) -> Result<(), ConfigError> {
+        let plays = ["gateway", "coordinator", "prefill", "decode"];
+        if let Some(role) = self.roles.iter().find(|role| !plays.contains(&role.name())) {
+            let expected = "\"gateway\", \"coordinator\", \"prefill\" or \"decode\"";
+            return Err(out_of_range("node.roles", format!("with \"{role}\""), expected));
+        }
+        if self.listen.port() == 0 {
+            return Err(out_of_range("node.listen", self.listen, "a port that others can be told"));
+        }
+        if self.listen.ip().is_unspecified() && self.advertise.is_none() && !self.roles.is_empty() {
+            return Err(out_of_range("node.listen", self.listen, "one address, or node.advertise beside it"));
+        }
+        within("node.expected_devices", self.expected_devices, 0..=65_536)
     }
 }
 

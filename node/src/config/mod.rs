@@ -17,7 +17,7 @@ pub use example::example;
 pub use load::{ConfigError, load, parse};
 pub use script::{Answer, Script, TokenRule, load_script, parse_script};
 pub use sections::{
-    CarrierChoice, Device, DeviceKind, Log, LogFormat, Model, Router, Server, Testing, Transport, UnknownKind,
+    CarrierChoice, Device, DeviceKind, Log, LogFormat, Model, Node, Router, Server, Testing, Transport, UnknownKind,
 };
 
 /// The whole file.
@@ -30,6 +30,8 @@ pub struct Config {
     pub model: Model,
     /// `[router]`
     pub router: Router,
+    /// `[node]`
+    pub node: Node,
     /// `[transport]`
     pub transport: Transport,
     /// `[[device]]`, once for each.
@@ -47,6 +49,7 @@ impl Default for Config {
             server: Server::default(),
             model: Model::default(),
             router: Router::default(),
+            node: Node::default(),
             transport: Transport::default(),
             devices: vec![Device::default()],
             log: Log::default(),

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use relevo_actors::device::DeviceRole;
 use relevo_actors::faults::Fault;
 use relevo_actors::policy::routing::Disaggregate;
-use relevo_wire::Numerics;
+use relevo_wire::{Numerics, Role};
 use serde::{Deserialize, Serialize};
 
 use super::section::section;
@@ -61,12 +61,38 @@ section! {
     Router {
         /// Prefill on one device and decode on another: "auto" (where a long prompt makes it worth the transfer), "always" or "never".
         disaggregate: Disaggregate = Disaggregate::Auto;
+        /// "auto" prefills a prompt where it decodes if fewer tokens than this are not cached there: 0 to 1048576.
+        local_prefill_below_tokens: u32 = 64;
         /// Requests that may wait for a worker before further ones get 429: 1 to 65536.
         max_waiting_requests: u32 = 1024;
         /// Requests that a device may have in flight: 1 to 4096.
         max_running_requests: u32 = 256;
         /// How long a lease of KV blocks lives without news from its writer, in milliseconds: 10 to 600000.
         lease_ms: u32 = 10_000;
+    }
+}
+
+section! {
+    /// This node's place in a cluster of many; `relevo node` reads it, `relevo up` is a cluster of its own.
+    Node {
+        /// What it plays: "gateway", "coordinator", "prefill", "decode"; its certificate must allow all of them. Required by `relevo node`.
+        roles: Vec<Role> = Vec::new(), example "[\"prefill\", \"decode\"]";
+        /// Address and UDP port where other nodes reach it.
+        listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 7400));
+        /// What others dial instead, where `listen` is all addresses or behind a translation.
+        advertise: Option<SocketAddr> = None, example "\"10.0.0.7:7400\"";
+        /// Where the coordinator listens.
+        seeds: Vec<SocketAddr> = Vec::new(), example "[\"10.0.0.1:7400\"]";
+        /// The folder that `relevo ca issue` made for this node. Required by `relevo node`.
+        identity: Option<PathBuf> = None, example "\"/etc/relevo/identity\"";
+        /// Where the node keeps how often it was started. Default: a folder of its name in the data folder.
+        state_dir: Option<PathBuf> = None, example "\"/var/lib/relevo/state\"";
+        /// Of a gateway: /ready says 503 until that many devices have served, 0 to 65536.
+        expected_devices: u32 = 0;
+        /// Where a node without a gateway serves /metrics and /health. Anything but loopback needs `server.api_key_file`.
+        metrics_listen: Option<SocketAddr> = None, example "\"127.0.0.1:9400\"";
+        /// Other nodes run on this machine: threads are not pinned to cores.
+        shares_machine: bool = false;
     }
 }
 

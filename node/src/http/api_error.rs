@@ -99,6 +99,17 @@ impl ApiError {
         )
     }
 
+    /// 403: orders are taken on a loopback address only.
+    pub(super) fn not_from_here() -> Self {
+        let message = "The cluster is administered on a loopback address of its gateway only.";
+        Self::new(StatusCode::FORBIDDEN, INVALID_REQUEST, "not_from_here", message)
+    }
+
+    /// 409: the cluster does not do as an operator wants.
+    pub(super) fn order_refused(reason: String) -> Self {
+        Self::new(StatusCode::CONFLICT, INVALID_REQUEST, "order_refused", reason)
+    }
+
     /// 404
     pub(super) fn unknown_url(method: &Method, path: &str) -> Self {
         let path: String = path.chars().take(200).collect();

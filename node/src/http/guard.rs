@@ -86,7 +86,8 @@ fn admit(guard: &Guard, request: &Request) -> Result<Caller, ApiError> {
     }
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     match (role_of(path), &options.api_keys) {
-        (Role::Client, Some(keys)) => Ok(Caller { tenant: keys.tenant(request.headers())? }),
+        (Role::Operator, _) if !guard.check_names => Err(ApiError::not_from_here()),
+        (Role::Client | Role::Operator, Some(keys)) => Ok(Caller { tenant: keys.tenant(request.headers())? }),
         (Role::Public, _) | (_, None) => Ok(Caller { tenant: TenantId(0) }),
     }
 }

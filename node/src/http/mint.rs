@@ -3,13 +3,17 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use relevo_wire::RequestId;
+use relevo_wire::{NodeId, RequestId};
 
 use crate::wall_clock::unix_seconds;
+
+/// Ids are taken from the second of the start, and from as many after it.
+const REQUEST_BITS_A_SECOND: u32 = 10;
 
 /// Mints ids and seeds.
 #[derive(Debug)]
 pub(super) struct Mint {
+    gateway: NodeId,
     /// SipHash with a key from the operating system: its values cannot be told in advance from those seen.
     key: RandomState,
     counter: AtomicU64,
@@ -17,9 +21,11 @@ pub(super) struct Mint {
 }
 
 impl Mint {
-    pub(super) fn new() -> Self {
-        // The second of the start in the upper half: a process that starts later never mints an id again.
-        Self { key: RandomState::new(), counter: AtomicU64::new(0), next_request: AtomicU64::new(unix_seconds() << 32) }
+    /// For the gateway of this node.
+    pub(super) fn new(gateway: NodeId) -> Self {
+        // A process that starts later never mints an id again, unless this one mints more than a thousand a second all its life.
+        let first = unix_seconds() << REQUEST_BITS_A_SECOND;
+        Self { gateway, key: RandomState::new(), counter: AtomicU64::new(0), next_request: AtomicU64::new(first) }
     }
 
     /// A random number.
@@ -29,7 +35,7 @@ impl Mint {
 
     /// An id for a request within the cluster.
     pub(super) fn request_id(&self) -> RequestId {
-        RequestId(self.next_request.fetch_add(1, Ordering::Relaxed))
+        RequestId::of(self.gateway, self.next_request.fetch_add(1, Ordering::Relaxed))
     }
 
     /// An id for an object that a client sees, such as `chatcmpl-0123456789abcdef0123456789abcdef`.

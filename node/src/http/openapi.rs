@@ -105,6 +105,13 @@ fn describe(endpoint: Endpoint) -> Description {
         Endpoint::Ready => Description::get("ready", "Whether the model serves; 503 until then.", "Condition"),
         Endpoint::Metrics => Description::get("metrics", "Metrics in Prometheus' text format.", ""),
         Endpoint::Status => Description::get("status", "The cluster's account of itself.", "ClusterStatus"),
+        Endpoint::Order => Description {
+            id: "order",
+            summary: "Drains a node, ends that, or changes its role; on a loopback address only.",
+            request: Some("Order"),
+            answer: "Condition",
+            event: None,
+        },
         Endpoint::Models => {
             Description::get("listModels", "Every name that a model is served under.", "ListModelsResponse")
         }
@@ -189,6 +196,11 @@ fn schemas() -> Value {
         "CreateCompletionRequest": request(&["prompt"], COMPLETION_FIELDS),
         "TokenizeRequest": request(&[], TOKENIZE_FIELDS),
         "DetokenizeRequest": request(&["tokens"], DETOKENIZE_FIELDS),
+        "Order": {"oneOf": [
+            object(&["drain"], &json!({"drain": text})),
+            object(&["undrain"], &json!({"undrain": text})),
+            object(&["role", "node"], &json!({"role": {"enum": ["prefill", "decode"]}, "node": text})),
+        ]},
         "TokenizeResponse": object(&["count", "max_model_len", "tokens"], &json!({
             "count": integer, "max_model_len": integer, "tokens": {"type": "array", "items": integer},
             "token_strs": {"type": "array", "items": text},

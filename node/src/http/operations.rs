@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::response::Response;
-use serde::Serialize;
+use relevo_wire::{DeviceRole, Order};
+use serde::{Deserialize, Serialize};
 
 use super::Service;
 use super::answer;
 use super::api_error::ApiError;
+use super::body::read_json;
 
 #[derive(Serialize)]
 struct Condition {
@@ -34,4 +36,31 @@ pub(super) async fn metrics(State(service): State<Arc<Service>>) -> Response {
 /// `GET /relevo/status`: the cluster's own account of itself.
 pub(super) async fn status(State(service): State<Arc<Service>>) -> Result<Response, ApiError> {
     answer::json(&(service.backend()?.status)().await)
+}
+
+/// The body of an order: `{"drain": "NODE"}`, `{"undrain": "NODE"}` or `{"role": "decode", "node": "NODE"}`.
+#[derive(Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+enum OrderBody {
+    Drain { drain: String },
+    Undrain { undrain: String },
+    Role { role: DeviceRole, node: String },
+}
+
+/// `POST /relevo/order`: an operator's order, carried out by the coordinator.
+pub(super) async fn order(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+    let backend = service.backend()?;
+    let body = read_json(&service, request).await?;
+    let body: OrderBody = serde_json::from_slice(&body.bytes).map_err(|_| {
+        ApiError::bad_json(
+            r#"Expected {"drain": NODE}, {"undrain": NODE} or {"role": "prefill"|"decode", "node": NODE}."#,
+        )
+    })?;
+    let order = match body {
+        OrderBody::Drain { drain } => Order::Drain(drain),
+        OrderBody::Undrain { undrain } => Order::Undrain(undrain),
+        OrderBody::Role { role, node } => Order::SetRole(node, role),
+    };
+    (backend.order)(order).await.map_err(ApiError::order_refused)?;
+    answer::json(&Condition { status: "ok" })
 }

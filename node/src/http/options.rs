@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use relevo_wire::NodeId;
+
 use super::ApiKeys;
 
 /// Options of [`super::Service`].
@@ -13,6 +15,8 @@ pub struct HttpOptions {
     pub allowed_hosts: Vec<String>,
     /// Bounds on what a client may take up.
     pub limits: Limits,
+    /// The node whose gateway this is, which request ids carry.
+    pub gateway: NodeId,
 }
 
 /// Bounds on what clients may take up.

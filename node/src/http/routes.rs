@@ -18,6 +18,8 @@ pub(super) enum Role {
     Public,
     /// Whoever has a key, where keys are set.
     Client,
+    /// A client on the machine itself: who changes the cluster stands where it is administered.
+    Operator,
 }
 
 /// A route.
@@ -38,6 +40,7 @@ pub(super) enum Endpoint {
     Ready,
     Metrics,
     Status,
+    Order,
     Models,
     Model,
     Chat,
@@ -53,6 +56,7 @@ pub(super) const ROUTES: &[Route] = &[
     Route { path: "/ready", role: Role::Public, endpoint: Endpoint::Ready },
     Route { path: "/metrics", role: Role::Client, endpoint: Endpoint::Metrics },
     Route { path: "/relevo/status", role: Role::Client, endpoint: Endpoint::Status },
+    Route { path: "/relevo/order", role: Role::Operator, endpoint: Endpoint::Order },
     Route { path: "/v1/models", role: Role::Client, endpoint: Endpoint::Models },
     Route { path: "/v1/models/{*model}", role: Role::Client, endpoint: Endpoint::Model },
     Route { path: "/v1/chat/completions", role: Role::Client, endpoint: Endpoint::Chat },
@@ -69,6 +73,7 @@ impl Endpoint {
             Self::Ready => get(operations::ready),
             Self::Metrics => get(operations::metrics),
             Self::Status => get(operations::status),
+            Self::Order => post(operations::order),
             Self::Models => get(models::list),
             Self::Model => get(models::retrieve),
             Self::Chat => post(generate::chat),

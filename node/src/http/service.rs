@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use relevo_actors::gateway::Gateway;
 use relevo_actors::status::ClusterStatus;
-use relevo_wire::TokenId;
+use relevo_wire::{Order, TokenId};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +26,10 @@ const MAX_HEAVY_BODIES: usize = 2;
 
 /// Reads the cluster's status.
 pub type StatusReader = Box<dyn Fn() -> Pin<Box<dyn Future<Output = ClusterStatus> + Send>> + Send + Sync>;
+
+/// Hands an operator's order to the coordinator; an error is in words for the operator.
+pub(super) type OrderTaker =
+    Box<dyn Fn(Order) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
 
 /// What the HTTP gateway serves. It may be shared with [`super::serve`] before there is a model: `/ready` says 503 until
 /// [`Service::open`].
@@ -56,6 +60,8 @@ pub struct Backend {
     pub model: ServedModel,
     /// What it says of itself.
     pub status: StatusReader,
+    /// Carries out what an operator wants, or says why not.
+    pub order: OrderTaker,
 }
 
 /// A model as clients see it.
@@ -81,8 +87,8 @@ impl Service {
     /// A service without a model yet. `render_metrics` gives the text of `/metrics`.
     pub fn new(options: HttpOptions, render_metrics: impl Fn() -> String + Send + Sync + 'static) -> Self {
         Self {
+            mint: Mint::new(options.gateway),
             options,
-            mint: Mint::new(),
             closing: CancellationToken::new(),
             body_budget: Arc::default(),
             heavy_bodies: Arc::new(Semaphore::new(MAX_HEAVY_BODIES)),

@@ -131,6 +131,17 @@ impl ApiClient {
         serde_json::from_slice(&body).map_err(|error| self.malformed(error))
     }
 
+    /// What `POST path` with a JSON body answers.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &serde_json::Value) -> Result<T, ClientError> {
+        let body = Bytes::from(serde_json::to_vec(body).map_err(|error| self.malformed(error))?);
+        let request = Request::post(self.base.clone() + path).header(header::CONTENT_TYPE, "application/json");
+        let body = self.body(self.send(request, body).await?).await?;
+        serde_json::from_slice(&body).map_err(|error| self.malformed(error))
+    }
+
     /// What `POST path` with a JSON body answers, as a stream of server-sent events.
     ///
     /// # Errors

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 
-use relevo_actors::device::DeviceRole;
 use relevo_actors::status::ClusterStatus;
 
 use super::loading::PlannedDevice;
@@ -91,14 +90,7 @@ impl Banner<'_> {
 }
 
 fn device_line(device: &PlannedDevice) -> String {
-    let roles: Vec<&str> = device
-        .roles
-        .iter()
-        .map(|role| match role {
-            DeviceRole::Prefill => "prefill",
-            DeviceRole::Decode => "decode",
-        })
-        .collect();
+    let roles: Vec<&str> = device.roles.iter().map(|role| role.name()).collect();
     format!(
         "{}: {}, {}; weights {}, KV {} ({} tokens)",
         device.name,

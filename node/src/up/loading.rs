@@ -12,7 +12,8 @@ use relevo_gpu::model::{
     MemoryPlan, Model, ModelOptions, Script as Rule, ScriptedModel, ScriptedOptions, ScriptedTimings, StepModel,
 };
 use relevo_gpu::weights::ModelFiles;
-use relevo_wire::{BLOCK_TOKENS, blocks_for_tokens};
+use relevo_transport::identity::LiveIdentity;
+use relevo_wire::{BLOCK_TOKENS, ModelFacts, blocks_for_tokens};
 
 use super::context;
 use super::facade::Source;
@@ -59,8 +60,30 @@ enum PlannedEngine {
 /// # Errors
 /// The user's fault: a context longer than the model's or than the KV memory holds, or too little memory, with the figures.
 pub(super) fn plan(config: &Config, source: &Source, machine: &Machine) -> Result<Vec<PlannedDevice>, Failure> {
+    plan_with(config, source, machine, prefix_identity(config, source)?)
+}
+
+/// The same for a node, whose prefixes have the names that they have on all nodes.
+///
+/// # Errors
+/// As [`plan`].
+pub(super) fn plan_of_node(
+    config: &Config,
+    source: &Source,
+    machine: &Machine,
+    identity: &LiveIdentity,
+) -> Result<Vec<PlannedDevice>, Failure> {
+    let secret = identity.present().cluster_secret();
+    plan_with(config, source, machine, PrefixIdentity { secret, content: model_facts(config, source).content })
+}
+
+fn plan_with(
+    config: &Config,
+    source: &Source,
+    machine: &Machine,
+    identity: PrefixIdentity,
+) -> Result<Vec<PlannedDevice>, Failure> {
     let mut available = machine.available_bytes;
-    let identity = prefix_identity(config, source)?;
     let mut planned = Vec::new();
     for (index, config_device) in config.devices.iter().enumerate() {
         let share = Share { available, num_devices: (config.devices.len() - index) as u64 };
@@ -82,17 +105,23 @@ fn prefix_identity(config: &Config, source: &Source) -> Result<PrefixIdentity, F
     let mut secret = [0; 32];
     getrandom::fill(&mut secret)
         .map_err(|error| Failure::Usage(format!("the operating system gives no random numbers: {error}")))?;
-    let content = match source {
+    Ok(PrefixIdentity { secret, content: model_facts(config, source).content })
+}
+
+/// What nodes must agree on to work on one sequence.
+pub(super) fn model_facts(config: &Config, source: &Source) -> ModelFacts {
+    match source {
         Source::Files(files) => {
             let (numerics, description) = (config.model.numerics, files.description());
-            format!("{} {numerics:?} {:?}", description.name, description.kv_layout(numerics))
+            let layout = description.kv_layout(numerics);
+            ModelFacts { content: format!("{} {numerics:?} {layout:?}", description.name), layout }
         }
         Source::Scripts(scripts) => {
             let script = &scripts.of_device(0).script;
-            format!("{} {:?} {:?}", script.name, script.tokens, script.layout())
+            let layout = script.layout();
+            ModelFacts { content: format!("{} {:?} {layout:?}", script.name, script.tokens), layout }
         }
-    };
-    Ok(PrefixIdentity { secret, content })
+    }
 }
 
 /// What is left for this device and those after it.
@@ -162,7 +191,12 @@ fn plan_cpu(
         kv_tokens: options.kv_blocks.saturating_mul(BLOCK_TOKENS),
         block_bytes,
         plan,
-        engine: PlannedEngine::Cpu { files, options, num_threads, pin: num_devices == 1 },
+        engine: PlannedEngine::Cpu {
+            files,
+            options,
+            num_threads,
+            pin: num_devices == 1 && !config.node.shares_machine,
+        },
         prefix_identity: None,
     })
 }

@@ -2,20 +2,27 @@
 
 mod banner;
 mod context;
+mod epoch_file;
 mod facade;
 mod loading;
+mod local_cluster;
 mod machine;
+mod node;
 mod scripts;
 mod server;
 mod settings;
+mod spawned;
 
 use std::path::PathBuf;
 
+use relevo_wire::NodeId;
 use tokio_util::sync::CancellationToken;
 
 use banner::Banner;
 use facade::Source;
+use local_cluster::LocalCluster;
 pub(crate) use machine::Machine;
+pub use node::{NodeArgs, run as run_node};
 pub(crate) use scripts::Scripts;
 use server::Door;
 pub use settings::UpArgs;
@@ -35,6 +42,11 @@ pub async fn run(args: &UpArgs, common: &Common) -> Result<(), Failure> {
     let config = args.settings()?;
     common.start_log(Some(&config.log))?;
     let store = common.store()?;
+    if let Some(shape) = &args.local_cluster {
+        let (config, store) = (&config, &store);
+        let cluster = LocalCluster { shape, config, allow_faults: args.allow_faults, store, common };
+        return local_cluster::run(&cluster).await;
+    }
     let stop = CancellationToken::new();
     let signals =
         StopSignals::listen().map_err(|source| Failure::System { doing: "cannot handle signals".into(), source })?;
@@ -64,7 +76,7 @@ impl LocalServer {
             model.clone_into(&mut config.model.name);
         }
         let stop = CancellationToken::new();
-        let mut door = Door::open(&config, stop.clone())?;
+        let mut door = Door::open(&config, NodeId::ALONE, stop.clone())?;
         furnish(&mut door, &config, store).await?;
         Ok(Self { door, stop })
     }
@@ -85,7 +97,7 @@ impl LocalServer {
 }
 
 async fn serve(config: &Config, store: &ModelStore, stop: CancellationToken) -> Result<(), Failure> {
-    let mut door = Door::open(config, stop.clone())?;
+    let mut door = Door::open(config, NodeId::ALONE, stop.clone())?;
     let furnished = tokio::select! {
         furnished = furnish(&mut door, config, store) => Some(furnished?),
         () = stop.cancelled() => None,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relevo_actors::clock;
-use relevo_actors::cluster::{Carrier, Cluster, ClusterOptions, Limits as ClusterLimits};
-use relevo_wire::Instant64;
+use relevo_actors::cluster::{Carrier, Cluster, ClusterOptions, DeviceSpec, Limits as ClusterLimits};
+use relevo_wire::{Instant64, NodeId};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +16,9 @@ use crate::cli::Failure;
 use crate::config::{CarrierChoice, Config, Server as ServerConfig};
 use crate::http::{self, ApiKeys, Backend, HttpOptions, Limits, ServeError, ServedModel, Service};
 use crate::{metrics_recorder, wall_clock};
+
+/// What a node without a door gets for stopping, beside the time in which its streams may end.
+pub(super) const STOP_TIME: Duration = Duration::from_millis(1500);
 
 /// From the wish to stop to the end of the process.
 const STOP_DEADLINE: Duration = Duration::from_millis(4800);
@@ -31,8 +34,8 @@ pub(super) struct Door {
 }
 
 impl Door {
-    /// Listens. `stop` ends it, see [`Door::closed`].
-    pub(super) fn open(config: &Config, stop: CancellationToken) -> Result<Self, Failure> {
+    /// Listens, for the gateway of this node. `stop` ends it, see [`Door::closed`].
+    pub(super) fn open(config: &Config, gateway: NodeId, stop: CancellationToken) -> Result<Self, Failure> {
         let server = &config.server;
         let api_keys = server.api_key_file.as_deref().map(|path| {
             let refused = |source| Failure::ApiKeys { path: path.to_owned(), source };
@@ -44,7 +47,8 @@ impl Door {
         let address =
             listener.local_addr().map_err(|source| Failure::System { doing: "cannot listen".into(), source })?;
         let recorder = metrics_recorder::install().map_err(Failure::Metrics)?;
-        let options = HttpOptions { api_keys, allowed_hosts: server.allowed_hosts.clone(), limits: limits(server) };
+        let options =
+            HttpOptions { api_keys, allowed_hosts: server.allowed_hosts.clone(), limits: limits(server), gateway };
         let render = recorder.clone();
         let service = Arc::new(Service::new(options, move || render.render()));
         let mut serving = JoinSet::new();
@@ -66,32 +70,36 @@ impl Door {
         facade: Facade,
         devices: &[PlannedDevice],
     ) -> Result<Arc<Cluster>, Failure> {
-        let mut options = ClusterOptions::new(devices.iter().map(PlannedDevice::spec).collect());
-        options.disaggregate = config.router.disaggregate;
-        options.carrier = carrier(config.transport.carrier);
-        options.limits = cluster_limits(config);
-        options.faults = config.testing.any().then(|| config.testing.faults.clone());
+        let options = cluster_options(config, devices.iter().map(PlannedDevice::spec).collect());
         let cluster = Arc::new(Cluster::start(options).await?);
-        let status = Arc::clone(&cluster);
+        self.put_behind(&cluster);
+        self.serve(&cluster, facade, devices.first().map_or(0, |device| device.max_context));
+        Ok(cluster)
+    }
+
+    /// From here on the door ends when the cluster does.
+    pub(super) fn put_behind(&mut self, cluster: &Arc<Cluster>) {
+        self.cluster = Some(Arc::clone(cluster));
+    }
+
+    /// Lets clients in: `/ready` says 200 from here on.
+    pub(super) fn serve(&self, cluster: &Arc<Cluster>, facade: Facade, max_context: usize) {
         let Facade { names, vocab_size, end_ids, start_id, text, .. } = facade;
+        let created = wall_clock::unix_seconds();
+        let model = ServedModel { names, created, max_context, vocab_size, end_ids, start_id, text };
+        let (asked, ordered) = (Arc::clone(cluster), Arc::clone(cluster));
         self.service.open(Backend {
             gateway: cluster.gateway(),
-            model: ServedModel {
-                names,
-                created: wall_clock::unix_seconds(),
-                max_context: devices.first().map_or(0, |device| device.max_context),
-                vocab_size,
-                end_ids,
-                start_id,
-                text,
-            },
+            model,
             status: Box::new(move || {
-                let status = status.status();
-                Box::pin(std::future::ready(status))
+                let cluster = Arc::clone(&asked);
+                Box::pin(async move { cluster.status_of_all().await })
+            }),
+            order: Box::new(move |order| {
+                let cluster = Arc::clone(&ordered);
+                Box::pin(async move { cluster.order(order).await })
             }),
         });
-        self.cluster = Some(Arc::clone(&cluster));
-        Ok(cluster)
     }
 
     /// Waits for the wish to stop, then for open answers (they get `server.drain_timeout_ms`, then an error event) and for the cluster.
@@ -155,10 +163,21 @@ fn carrier(choice: CarrierChoice) -> Carrier {
     }
 }
 
+/// A cluster as configured, with these devices.
+pub(super) fn cluster_options(config: &Config, devices: Vec<DeviceSpec>) -> ClusterOptions {
+    let mut options = ClusterOptions::new(devices);
+    options.disaggregate = config.router.disaggregate;
+    options.carrier = carrier(config.transport.carrier);
+    options.limits = cluster_limits(config);
+    options.faults = config.testing.any().then(|| config.testing.faults.clone());
+    options
+}
+
 fn cluster_limits(config: &Config) -> ClusterLimits {
     ClusterLimits {
         max_waiting: config.router.max_waiting_requests as usize,
         max_running: config.router.max_running_requests as usize,
+        local_prefill_below_tokens: config.router.local_prefill_below_tokens as usize,
         lease_term: Duration::from_millis(u64::from(config.router.lease_ms)),
         ..ClusterLimits::default()
     }

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use relevo_actors::policy::routing::Disaggregate;
 use relevo_wire::Numerics;
 
+use super::local_cluster::Shape;
 use crate::cli::{ByteSize, Failure, variant};
 use crate::config::{CarrierChoice, Config, ConfigError, DeviceKind};
 use crate::config_command;
@@ -47,6 +48,9 @@ pub struct UpArgs {
     /// Read these settings first; flags win over them
     #[arg(long, value_name = "relevo.toml")]
     pub(super) config: Option<PathBuf>,
+    /// A whole cluster of processes on this machine: 2p2d is two that prefill and two that decode, 2pd two that do both
+    #[arg(long, value_name = "SHAPE", value_parser = Shape::from_str)]
+    pub(super) local_cluster: Option<Shape>,
     /// Allow the [testing] section, which breaks things on purpose
     #[arg(long)]
     pub(super) allow_faults: bool,

@@ -27,10 +27,11 @@ async fn every_route_of_the_issue_is_described() {
         "/metrics",
         "/openapi.json",
         "/relevo/status",
+        "/relevo/order",
     ] {
         assert!(paths.contains(&path), "{path}");
     }
-    assert_eq!(paths.len(), 11, "{paths:?}");
+    assert_eq!(paths.len(), 12, "{paths:?}");
 }
 
 #[tokio::test]

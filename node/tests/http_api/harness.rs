@@ -98,7 +98,8 @@ impl World {
     fn open(&self, model: ServedModel) -> mpsc::Receiver<Submission> {
         let (gateway, submissions) = gateway_channel(64);
         let status = Box::new(|| Box::pin(async { ClusterStatus::default() }) as _);
-        self.service.open(Backend { gateway, model, status });
+        let order = Box::new(|_| Box::pin(async { Err("there is no coordinator".to_owned()) }) as _);
+        self.service.open(Backend { gateway, model, status, order });
         submissions
     }
 

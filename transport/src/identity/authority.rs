@@ -4,6 +4,7 @@
 //! ca.pem             its certificate, which every node holds
 //! ca.key             its key, which stays here
 //! revoked.crl.pem    what it has revoked, which every node holds
+//! cluster.secret     32 random bytes, which every node holds and nobody else
 //! issued/*.pem       a copy of each certificate
 //! .lock              held while one is issued or revoked
 //! ```
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, SerialNumber,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -25,13 +26,14 @@ use x509_parser::prelude::FromDer;
 
 use super::moment::Moment;
 use super::name::{ClusterId, Host, Name, Serial};
-use super::node_identity::{AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE, REVOCATIONS_FILE};
+use super::node_identity::{AUTHORITY_FILE, CERTIFICATE_FILE, KEY_FILE, REVOCATIONS_FILE, SECRET_FILE};
 use super::peer::{PeerIdentity, node_dns_name};
 use super::record::{Record, State};
 use super::revocation::Revocations;
-use super::role::Roles;
+use super::secret::ClusterSecret;
 use super::storage::{self, Access, StorageError, at};
 use super::subject::{Subject, SubjectError};
+use relevo_wire::Roles;
 
 /// How long a node's certificate is good.
 ///
@@ -57,6 +59,7 @@ pub struct Authority {
     name: Name,
     not_after: Moment,
     issuer: Issuer<'static, KeyPair>,
+    secret: ClusterSecret,
 }
 
 /// A node that wants a certificate.
@@ -77,6 +80,12 @@ pub struct Issued {
     pub node: PeerIdentity,
     /// Certificates of the same name that are good as well, until they end or are revoked.
     pub still_valid: Vec<Serial>,
+}
+
+/// A certificate that was just signed.
+pub(super) struct Signed {
+    pub(super) pem: String,
+    pub(super) node: PeerIdentity,
 }
 
 /// Why the authority did not do as asked.
@@ -110,6 +119,18 @@ pub enum AuthorityError {
         path: PathBuf,
         /// What is wrong with it.
         reason: &'static str,
+    },
+    /// A key or secret that is none: the user's fault.
+    #[error("{} can be read by everybody on this machine: chmod 600 it, and if others have seen it, replace it", path.display())]
+    Open {
+        /// Which.
+        path: PathBuf,
+    },
+    /// An authority from before clusters had a secret: the user's fault.
+    #[error("{0} is missing: `(umask 077; openssl rand -hex 32 > {0})` makes it; each node needs a copy in its folder", path.display())]
+    NoSecret {
+        /// Where it should be.
+        path: PathBuf,
     },
     /// A copy of a certificate is not one of a node.
     #[error("{}", path.display())]
@@ -153,7 +174,7 @@ impl Authority {
         if storage::is_taken(folder) {
             return Err(AuthorityError::Exists { path: folder.to_owned() });
         }
-        let cluster = ClusterId(random()?);
+        let (cluster, secret) = (ClusterId(random()?), ClusterSecret::draw()?);
         let not_after = now.plus(AUTHORITY_LIFETIME);
         let key = KeyPair::generate()?;
         let params = authority_params(cluster, name, now, not_after)?;
@@ -165,11 +186,12 @@ impl Authority {
             folder,
             &[
                 (AUTHORITY_KEY_FILE, &key_pem, Access::Secret),
+                (SECRET_FILE, &secret.to_text(), Access::Secret),
                 (REVOCATIONS_FILE, &revocations, Access::Open),
                 (AUTHORITY_FILE, &pem, Access::Open),
             ],
         )?;
-        Ok(Self { folder: folder.to_owned(), pem, cluster, name: name.clone(), not_after, issuer })
+        Ok(Self { folder: folder.to_owned(), pem, cluster, name: name.clone(), not_after, issuer, secret })
     }
 
     /// Opens the authority in a folder.
@@ -190,14 +212,20 @@ impl Authority {
         let Ok(Subject::Authority { cluster, name }) = Subject::of(&certificate) else {
             return Err(damaged(AUTHORITY_FILE, "not the certificate of an authority of ours"));
         };
-        let key = KeyPair::from_pem(&storage::read(&folder.join(AUTHORITY_KEY_FILE))?)
+        let key = KeyPair::from_pem(&read_private(folder, AUTHORITY_KEY_FILE)?)
             .map_err(|_| damaged(AUTHORITY_KEY_FILE, "no private key in PEM"))?;
         if key.public_key_raw() != &*certificate.public_key().subject_public_key.data {
             return Err(damaged(AUTHORITY_KEY_FILE, "the key of another certificate than ca.pem"));
         }
+        let secret_path = folder.join(SECRET_FILE);
+        if !secret_path.exists() {
+            return Err(AuthorityError::NoSecret { path: secret_path });
+        }
+        let secret = ClusterSecret::parse(&read_private(folder, SECRET_FILE)?)
+            .ok_or_else(|| damaged(SECRET_FILE, "expected 64 hexadecimal digits"))?;
         let not_after = Moment::of_certificate(certificate.validity().not_after);
         let issuer = Issuer::from_ca_cert_der(&der, key)?;
-        Ok(Self { folder: folder.to_owned(), pem, cluster, name, not_after, issuer })
+        Ok(Self { folder: folder.to_owned(), pem, cluster, name, not_after, issuer, secret })
     }
 
     /// The cluster's id, which stands in each certificate.
@@ -236,23 +264,38 @@ impl Authority {
         let still_valid = self.list(now)?.into_iter().filter(same_name).map(|record| record.node.serial).collect();
 
         let key = KeyPair::generate()?;
-        let (serial, not_after) = (fresh_serial()?, now.plus(NODE_LIFETIME).min(self.not_after));
-        let params = self.node_params(request, &serial, now, not_after)?;
-        let pem = params.signed_by(&key, &self.issuer)?.pem();
-        // It is on record before anybody has it: what nobody knows of, nobody can revoke.
-        self.record(&request.name, &serial, &pem)?;
-        let revocations = storage::read(&self.revocations_path())?;
+        let signed = self.sign(request, &key, now)?;
+        let revocations = self.revocations_pem()?;
         storage::write_folder(
             out,
             &[
                 (AUTHORITY_FILE, &self.pem, Access::Open),
-                (CERTIFICATE_FILE, &pem, Access::Open),
+                (CERTIFICATE_FILE, &signed.pem, Access::Open),
                 (KEY_FILE, &key.serialize_pem(), Access::Secret),
+                (SECRET_FILE, &self.secret.to_text(), Access::Secret),
                 (REVOCATIONS_FILE, &revocations, Access::Open),
             ],
         )?;
+        Ok(Issued { node: signed.node, still_valid })
+    }
+
+    /// Signs a certificate for a node's key, and keeps a copy. The lock is held.
+    pub(super) fn sign(
+        &self,
+        request: &NodeRequest,
+        key: &impl PublicKeyData,
+        now: Moment,
+    ) -> Result<Signed, AuthorityError> {
+        if request.roles.is_empty() {
+            return Err(AuthorityError::NoRole(request.name.clone()));
+        }
+        let (serial, not_after) = (fresh_serial()?, now.plus(NODE_LIFETIME).min(self.not_after));
+        let params = self.node_params(request, &serial, now, not_after)?;
+        let pem = params.signed_by(key, &self.issuer)?.pem();
+        // It is on record before anybody has it: what nobody knows of, nobody can revoke.
+        self.record(&request.name, &serial, &pem)?;
         let (name, roles, cluster) = (request.name.clone(), request.roles, self.cluster);
-        Ok(Issued { node: PeerIdentity { name, roles, cluster, serial, not_after }, still_valid })
+        Ok(Signed { pem, node: PeerIdentity { name, roles, cluster, serial, not_after } })
     }
 
     /// Revokes all certificates of a node that are still good, and returns their serials. Nodes obey once they have the new list.
@@ -284,23 +327,46 @@ impl Authority {
     /// # Errors
     /// Transient, or a damaged folder.
     pub fn list(&self, now: Moment) -> Result<Vec<Record>, AuthorityError> {
+        self.records(now, |_| true)
+    }
+
+    /// Those of one name, without a look at the others.
+    pub(super) fn list_of(&self, name: &Name, now: Moment) -> Result<Vec<Record>, AuthorityError> {
+        // A name has no dot: of `a`, nothing is taken for one of `a-b`.
+        let prefix = format!("{name}.");
+        let mut records = self.records(now, |file| file.starts_with(&prefix))?;
+        records.retain(|record| record.node.name == *name);
+        Ok(records)
+    }
+
+    /// * `is_wanted`: by the file's name.
+    fn records(&self, now: Moment, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Record>, AuthorityError> {
         let revocations = self.revocations()?;
         let folder = self.folder.join(ISSUED_FOLDER);
         let mut records = Vec::new();
         for entry in entries(&folder)? {
             let path = at("cannot read", &folder, entry)?.path();
-            let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-            if is_hidden || path.extension().is_none_or(|extension| extension != "pem") {
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            if file.starts_with('.') || !file.ends_with(".pem") || !is_wanted(&file) {
                 continue;
             }
             let record = Record::parse(&storage::read(&path)?, &revocations, now);
-            records.push(record.map_err(|source| AuthorityError::Record { path, source })?);
+            records.push(record.map_err(|source| AuthorityError::Record { path: path.clone(), source })?);
         }
         records.sort_by(|a, b| {
             let key = |record: &Record| (record.node.name.clone(), record.node.not_after, record.node.serial.clone());
             key(a).cmp(&key(b))
         });
         Ok(records)
+    }
+
+    /// Its own certificate.
+    pub(super) fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    pub(super) fn revocations_pem(&self) -> Result<String, AuthorityError> {
+        Ok(storage::read(&self.revocations_path())?)
     }
 
     fn revocations(&self) -> Result<Revocations, AuthorityError> {
@@ -318,7 +384,7 @@ impl Authority {
     }
 
     /// Keeps other commands out while this one changes something; let go when it is dropped.
-    fn lock(&self, now: Moment) -> Result<File, AuthorityError> {
+    pub(super) fn lock(&self, now: Moment) -> Result<File, AuthorityError> {
         if self.not_after < now {
             return Err(AuthorityError::Expired { folder: self.folder.clone(), not_after: self.not_after });
         }
@@ -358,6 +424,13 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         Ok(params)
     }
+}
+
+/// Reads what nobody else may read.
+fn read_private(folder: &Path, file: &str) -> Result<String, AuthorityError> {
+    let path = folder.join(file);
+    let text = storage::read(&path)?;
+    if storage::is_open_to_all(&path)? { Err(AuthorityError::Open { path }) } else { Ok(text) }
 }
 
 fn authority_params(

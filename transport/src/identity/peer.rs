@@ -6,8 +6,8 @@ use x509_parser::prelude::FromDer;
 
 use super::moment::Moment;
 use super::name::{ClusterId, NODE_DOMAIN, Name, Serial};
-use super::role::Roles;
 use super::subject::{Subject, SubjectError};
+use relevo_wire::Roles;
 
 /// A node as its certificate describes it.
 ///

@@ -13,6 +13,7 @@ use super::name::{Host, NODE_DOMAIN};
 use super::peer::PeerIdentity;
 use super::revocation::Revocations;
 use super::subject::SubjectError;
+use super::validity::Validity;
 
 /// A certificate that was issued.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,10 @@ pub struct Record {
     pub hosts: Vec<Host>,
     /// Whether it is good.
     pub state: State,
+    /// Its time.
+    pub(super) validity: Validity,
+    /// Its public key.
+    pub(super) key: Vec<u8>,
 }
 
 /// Whether a certificate is good.
@@ -50,7 +55,8 @@ impl Record {
             None if node.not_after < now => State::Expired,
             None => State::Valid,
         };
-        Ok(Self { hosts: hosts(&certificate), node, state })
+        let key = certificate.public_key().subject_public_key.data.to_vec();
+        Ok(Self { hosts: hosts(&certificate), node, state, validity: Validity::of(&certificate), key })
     }
 }
 

@@ -4,8 +4,8 @@ use rustls::{AlertDescription, CertificateError, Error as TlsError, OtherError};
 
 use super::moment::Moment;
 use super::name::{ClusterId, Name};
-use super::role::Roles;
 use super::subject::SubjectError;
+use relevo_wire::Roles;
 
 /// Why a handshake ended without a connection, as far as certificates are concerned.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -99,6 +99,23 @@ impl Refusal {
             TlsError::InvalidCertificate(fault) => Some(Self::of_fault(fault)),
             TlsError::AlertReceived(alert) => Complaint::of(*alert).map(Self::ByPeer),
             _ => None,
+        }
+    }
+
+    /// A word for its kind, the same in every version: what refusals are counted by.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::NoCertificate => "no_certificate",
+            Self::Unreadable(_) => "unreadable",
+            Self::WrongCluster { .. } => "wrong_cluster",
+            Self::UnknownAuthority => "unknown_authority",
+            Self::Expired { .. } => "expired",
+            Self::NotYetValid { .. } => "not_yet_valid",
+            Self::Revoked => "revoked",
+            Self::WrongName { .. } => "wrong_name",
+            Self::WrongRole { .. } => "wrong_role",
+            Self::Invalid(_) => "invalid",
+            Self::ByPeer(_) => "by_peer",
         }
     }
 

@@ -20,10 +20,14 @@ pub(super) struct Revocations {
 }
 
 impl Revocations {
-    /// Reads a list; `None` if it is none, or its number is not one of ours. Its signature is checked by those who are held to it.
+    /// Reads a list in PEM; see [`Self::of_der`].
     pub(super) fn parse(pem: &str) -> Option<Self> {
-        let der = CertificateRevocationListDer::from_pem_slice(pem.as_bytes()).ok()?;
-        let (_, list) = CertificateRevocationList::from_der(&der).ok()?;
+        Self::of_der(&CertificateRevocationListDer::from_pem_slice(pem.as_bytes()).ok()?)
+    }
+
+    /// Reads a list; `None` if it is none, or its number is not one of ours. Its signature is checked by those who are held to it.
+    pub(super) fn of_der(der: &[u8]) -> Option<Self> {
+        let (_, list) = CertificateRevocationList::from_der(der).ok()?;
         let number = u64::try_from(list.crl_number()?).ok()?;
         let entries = list.iter_revoked_certificates();
         let since = entries

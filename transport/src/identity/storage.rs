@@ -64,6 +64,11 @@ pub(super) fn write(path: &Path, text: &str, access: Access) -> Result<(), Stora
     at("cannot write", path, written)
 }
 
+/// Gives a file the name of another, durably and in one step; the other is gone.
+pub(super) fn replace(from: &Path, to: &Path) -> Result<(), StorageError> {
+    at("cannot write", to, fs::rename(from, to).and_then(|()| sync_folder(parent(to))))
+}
+
 /// Makes a folder of these files, durably and in one step. What is there already stays, and is an error, unless it is an empty folder.
 pub(super) fn write_folder(folder: &Path, files: &[(&str, &str, Access)]) -> Result<(), StorageError> {
     let temporary = at("cannot make", folder, temporary_beside(folder))?;

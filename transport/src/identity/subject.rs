@@ -11,7 +11,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 
 use super::name::{ClusterId, Name};
-use super::role::{Role, Roles};
+use relevo_wire::{Role, Roles};
 
 const SCHEME: &str = "relevo://";
 

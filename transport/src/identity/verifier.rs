@@ -1,19 +1,20 @@
-//! Whom a node lets in: rustls' own check of the chain, then who the peer is.
+//! Whom a node lets in: rustls' own check of the chain, then who the peer is, both by the identity that is present at that moment.
 //!
 //! **Invariant:** no error of rustls' verifiers is ever taken for a yes. What is read from a certificate before its chain is checked can only refuse it.
 
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
-use super::name::{ClusterId, Name};
+use super::name::Name;
+use super::node_identity::NodeIdentity;
 use super::peer::PeerIdentity;
+use super::present::Present;
 use super::refusal::Refusal;
-use super::role::{Role, Roles};
+use relevo_wire::{Role, Roles};
 
 /// Who is expected at the other end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,30 +45,17 @@ impl Expected {
     }
 }
 
-/// Who may come in, on either side.
-#[derive(Clone, Debug)]
-pub(super) struct Door {
-    pub(super) cluster: ClusterId,
-    pub(super) expected: Expected,
-}
-
-impl Door {
-    /// Reads who the peer says it is: said, not shown, until the chain is checked.
-    fn claim(&self, certificate: &CertificateDer<'_>) -> Result<PeerIdentity, Refusal> {
-        let peer = PeerIdentity::of_der(certificate)?;
-        if peer.cluster == self.cluster {
-            Ok(peer)
-        } else {
-            Err(Refusal::WrongCluster { found: peer.cluster, expected: self.cluster })
-        }
-    }
+/// Reads who the peer says it is: said, not shown, until the chain is checked.
+fn claim(present: &NodeIdentity, certificate: &CertificateDer<'_>) -> Result<PeerIdentity, Refusal> {
+    let (peer, expected) = (PeerIdentity::of_der(certificate)?, present.own().cluster);
+    if peer.cluster == expected { Ok(peer) } else { Err(Refusal::WrongCluster { found: peer.cluster, expected }) }
 }
 
 /// The server's side: who may dial us.
 #[derive(Debug)]
 pub(super) struct Callers {
-    pub(super) door: Door,
-    pub(super) chains: Arc<dyn ClientCertVerifier>,
+    pub(super) present: Arc<Present>,
+    pub(super) expected: Expected,
 }
 
 impl ClientCertVerifier for Callers {
@@ -77,14 +65,16 @@ impl ClientCertVerifier for Callers {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let peer = self.door.claim(certificate)?;
-        let verified = self.chains.verify_client_cert(certificate, intermediates, now)?;
-        self.door.expected.check(peer)?;
+        let present = self.present.get();
+        let peer = claim(&present, certificate)?;
+        let verified = present.callers().verify_client_cert(certificate, intermediates, now)?;
+        self.expected.check(peer)?;
         Ok(verified)
     }
 
+    /// None: nodes have one certificate to show, and what is lent here could not follow the present identity.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chains.root_hint_subjects()
+        &[]
     }
 
     fn verify_tls12_signature(
@@ -93,7 +83,7 @@ impl ClientCertVerifier for Callers {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chains.verify_tls12_signature(message, certificate, signature)
+        self.present.get().callers().verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -102,11 +92,11 @@ impl ClientCertVerifier for Callers {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chains.verify_tls13_signature(message, certificate, signature)
+        self.present.get().callers().verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chains.supported_verify_schemes()
+        self.present.get().callers().supported_verify_schemes()
     }
 }
 
@@ -116,8 +106,8 @@ impl ClientCertVerifier for Callers {
 /// against whom we expect.
 #[derive(Debug)]
 pub(super) struct Answerers {
-    pub(super) door: Door,
-    pub(super) chains: Arc<WebPkiServerVerifier>,
+    pub(super) present: Arc<Present>,
+    pub(super) expected: Expected,
 }
 
 impl ServerCertVerifier for Answerers {
@@ -129,10 +119,11 @@ impl ServerCertVerifier for Answerers {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let peer = self.door.claim(certificate)?;
+        let present = self.present.get();
+        let peer = claim(&present, certificate)?;
         let name = peer.server_name().ok_or(CertificateError::BadEncoding)?;
-        let verified = self.chains.verify_server_cert(certificate, intermediates, &name, ocsp, now)?;
-        self.door.expected.check(peer)?;
+        let verified = present.answerers().verify_server_cert(certificate, intermediates, &name, ocsp, now)?;
+        self.expected.check(peer)?;
         Ok(verified)
     }
 
@@ -142,7 +133,7 @@ impl ServerCertVerifier for Answerers {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chains.verify_tls12_signature(message, certificate, signature)
+        self.present.get().answerers().verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -151,10 +142,10 @@ impl ServerCertVerifier for Answerers {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chains.verify_tls13_signature(message, certificate, signature)
+        self.present.get().answerers().verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chains.supported_verify_schemes()
+        self.present.get().answerers().supported_verify_schemes()
     }
 }

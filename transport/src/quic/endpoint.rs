@@ -16,10 +16,10 @@ use crate::link::{FrameSender, link};
 use crate::receive::FrameSink;
 
 /// Connections that an endpoint serves at a time: a cluster's devices, and again as many that are being replaced.
-const MAX_CONNECTIONS: usize = 256;
+pub(super) const MAX_CONNECTIONS: usize = 256;
 
 /// How long peers get to hear that an endpoint closes.
-const CLOSE_PATIENCE: Duration = Duration::from_millis(500);
+pub(super) const CLOSE_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A UDP port that speaks QUIC with peers of its own certificate authority, and with nobody else.
 #[derive(Clone)]
@@ -45,6 +45,9 @@ pub enum QuicError {
     /// Our bug: a TLS configuration without the cipher suite that QUIC begins with.
     #[error("the TLS configuration does not fit QUIC")]
     Tls(#[from] NoInitialCipherSuite),
+    /// Our bug, or an identity that has been damaged.
+    #[error("the TLS configuration cannot be made")]
+    Identity(#[from] rustls::Error),
     /// Our bug: settings that QUIC does not allow.
     #[error("the settings do not fit QUIC")]
     Settings(#[from] quinn::ConfigError),

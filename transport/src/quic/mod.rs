@@ -8,14 +8,18 @@
 //! come within its time or cannot be told from the next ends its connection, and no other connection notices.
 
 mod answer;
+mod control;
 mod dial;
 mod endpoint;
 mod ephemeral;
+mod node_endpoint;
 mod prefix;
 mod serve;
 mod settings;
 mod socket;
 
+pub use control::{ControlConnection, ControlError, MessageReader, MessageWriter, PathFacts};
 pub use endpoint::{QuicEndpoint, QuicError};
 pub use ephemeral::{EphemeralAuthority, EphemeralError};
+pub use node_endpoint::{DialError, NodeEndpoint};
 pub use settings::{ALPN, Patience};

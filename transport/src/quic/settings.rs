@@ -25,6 +25,9 @@ const CONNECTION_WINDOW: u32 = 32 << 20;
 /// Streams that a peer may have open: one, and those that are closing.
 const MAX_STREAMS: u32 = 4;
 
+/// Heartbeats that may wait to be read.
+const BEATS_BYTES: usize = 64 << 10;
+
 /// Largest UDP payload on Linux' loopback: an IPv4 packet has at most 65,535 bytes, and the device's MTU is 65,536.
 const LOOPBACK_PAYLOAD_V4: u16 = 65_507;
 const LOOPBACK_PAYLOAD_V6: u16 = 65_488;
@@ -69,8 +72,8 @@ pub(super) fn connection(peer: IpAddr) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .datagram_receive_buffer_size(None)
+        .max_concurrent_uni_streams(VarInt::from_u32(MAX_STREAMS))
+        .datagram_receive_buffer_size(Some(BEATS_BYTES))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
         .send_window(u64::from(CONNECTION_WINDOW))

@@ -36,10 +36,14 @@ fn keys_and_folders_are_their_owners_only_and_nothing_is_left_beside_them() {
     let cluster = Cluster::new();
     cluster.issue("decode-1", &[Role::Decode]);
     let (ca, node) = (cluster.path("ca"), cluster.path("decode-1"));
-    assert_eq!([mode(&ca), mode(&ca.join("ca.key")), mode(&ca.join("issued"))], [0o700, 0o600, 0o700]);
-    assert_eq!([mode(&node), mode(&node.join("node.key"))], [0o700, 0o600]);
-    assert_eq!(files(&ca), [".lock", "ca.key", "ca.pem", "issued", "revoked.crl.pem"]);
-    assert_eq!(files(&node), ["ca.pem", "node.key", "node.pem", "revoked.crl.pem"]);
+    assert_eq!([mode(&ca), mode(&ca.join("issued"))], [0o700, 0o700]);
+    assert_eq!([mode(&ca.join("ca.key")), mode(&ca.join("cluster.secret"))], [0o600, 0o600]);
+    assert_eq!(
+        [&node, &node.join("node.key"), &node.join("cluster.secret")].map(|path| mode(path)),
+        [0o700, 0o600, 0o600]
+    );
+    assert_eq!(files(&ca), [".lock", "ca.key", "ca.pem", "cluster.secret", "issued", "revoked.crl.pem"]);
+    assert_eq!(files(&node), ["ca.pem", "cluster.secret", "node.key", "node.pem", "revoked.crl.pem"]);
     assert_eq!(files(ca.parent().unwrap()), ["ca", "decode-1"]);
     let key = fs::read_to_string(node.join("node.key")).unwrap();
     let leaked = files(&ca.join("issued"))
@@ -132,7 +136,8 @@ fn a_folder_without_an_authority_or_with_a_damaged_one_says_so() {
     let ca = cluster.path("ca");
     assert!(matches!(Authority::load(&cluster.path("gone")), Err(AuthorityError::Missing { .. })));
     let other = Cluster::new();
-    let cases: [(&str, Vec<u8>); 5] = [
+    let cases: [(&str, Vec<u8>); 6] = [
+        ("cluster.secret", b"nothing".to_vec()),
         ("ca.pem", b"nothing".to_vec()),
         ("ca.pem", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_vec()),
         ("ca.key", b"nothing".to_vec()),
@@ -156,6 +161,36 @@ fn a_folder_without_an_authority_or_with_a_damaged_one_says_so() {
     fs::remove_file(ca.join("issued/odd.pem")).unwrap();
     fs::write(ca.join("revoked.crl.pem"), "nothing").unwrap();
     assert!(matches!(cluster.authority.list(NOW), Err(AuthorityError::Damaged { .. })));
+}
+
+#[test]
+fn an_authority_whose_secrets_others_can_read_is_refused() {
+    let cluster = Cluster::new();
+    for file in ["ca.key", "cluster.secret"] {
+        let path = cluster.path("ca").join(file);
+        for (mode, is_refused) in [(0o640, false), (0o604, true), (0o644, true), (0o600, false)] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let loaded = Authority::load(&cluster.path("ca"));
+            let is_open = matches!(&loaded, Err(AuthorityError::Open { path: named }) if *named == path);
+            assert_eq!(is_open, is_refused, "{mode:o}: {loaded:?}");
+        }
+    }
+}
+
+#[test]
+fn an_authority_from_before_clusters_had_a_secret_says_how_to_mend_it() {
+    let cluster = Cluster::new();
+    let path = cluster.path("ca/cluster.secret");
+    fs::remove_file(&path).unwrap();
+    let error = Authority::load(&cluster.path("ca")).unwrap_err();
+    assert!(matches!(&error, AuthorityError::NoSecret { path: named } if *named == path), "{error}");
+    let shown = path.display();
+    let expected =
+        format!("{shown} is missing: `(umask 077; openssl rand -hex 32 > {shown})` makes it; each node needs");
+    assert!(error.to_string().starts_with(&expected), "{error}");
+    fs::write(&path, "00112233445566778899aabbccddeeff".repeat(2)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    Authority::load(&cluster.path("ca")).unwrap();
 }
 
 #[test]

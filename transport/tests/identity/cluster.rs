@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use relevo_transport::identity::{Authority, Host, Issued, Moment, Name, NodeIdentity, NodeRequest, Role};
+use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyUsagePurpose, SanType};
+use relevo_transport::identity::{Authority, Host, Issued, LiveIdentity, Moment, Name, NodeRequest, Role};
 
 /// When everything in these tests happens: 2026-01-01.
 pub(crate) const NOW: Moment = Moment(1_767_225_600);
@@ -35,20 +36,25 @@ impl Cluster {
     }
 
     /// What a node holds that was just issued for.
-    pub(crate) fn node(&self, node: &str, roles: &[Role]) -> NodeIdentity {
+    pub(crate) fn node(&self, node: &str, roles: &[Role]) -> LiveIdentity {
         self.issue(node, roles);
         self.load(node)
     }
 
-    pub(crate) fn load(&self, node: &str) -> NodeIdentity {
-        NodeIdentity::load(&self.path(node)).unwrap()
+    pub(crate) fn load(&self, node: &str) -> LiveIdentity {
+        LiveIdentity::load(&self.path(node)).unwrap()
     }
 
     /// Revokes a node, and tells another of it.
-    pub(crate) fn revoke(&self, node: &str, told: &str) -> NodeIdentity {
+    pub(crate) fn revoke(&self, node: &str, told: &str) -> LiveIdentity {
         self.authority.revoke(&name(node), NOW).unwrap();
-        std::fs::copy(self.authority.revocations_path(), self.path(told).join("revoked.crl.pem")).unwrap();
+        self.tell(told);
         self.load(told)
+    }
+
+    /// Copies the present revocation list into a node's folder.
+    pub(crate) fn tell(&self, node: &str) {
+        std::fs::copy(self.authority.revocations_path(), self.path(node).join("revoked.crl.pem")).unwrap();
     }
 }
 
@@ -59,4 +65,16 @@ pub(crate) fn name(text: &str) -> Name {
 pub(crate) fn request(node: &str, roles: &[Role]) -> NodeRequest {
     let hosts = ["127.0.0.1", "node.example.org"].map(|host| host.parse::<Host>().unwrap());
     NodeRequest { name: name(node), roles: roles.iter().copied().collect(), hosts: hosts.to_vec() }
+}
+
+/// What stands in the certificate of a cluster's authority, or of somebody who wants to be taken for it.
+pub(crate) fn authority_params(cluster: &Cluster) -> CertificateParams {
+    let id = cluster.authority.cluster();
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, format!("Relevo cluster test {id}"));
+    params.subject_alt_names = vec![SanType::URI(format!("relevo://{id}/authority/test").try_into().unwrap())];
+    params
 }

@@ -181,6 +181,18 @@ fn a_node_can_not_sign_for_another() {
 }
 
 #[test]
+fn a_node_of_another_cluster_is_told_apart_from_a_forger() {
+    let (cluster, other) = (Cluster::new(), Cluster::new());
+    other.issue("evil", &[Role::Operator]);
+    let read = |file| std::fs::read_to_string(other.path("evil").join(file)).unwrap();
+    let key = KeyPair::from_pem(&read("node.key")).unwrap();
+    let chain = vec![CertificateDer::from_pem_slice(read("node.pem").as_bytes()).unwrap()];
+    let (found, expected) = (other.authority.cluster(), cluster.authority.cluster());
+    let refusal = Refusal::WrongCluster { found, expected };
+    assert_eq!(Stranger::new(chain, &key).refusals(&cluster), [refusal.clone(), refusal]);
+}
+
+#[test]
 fn the_authority_is_no_node() {
     let cluster = Cluster::new();
     let read = |file| std::fs::read_to_string(cluster.path("ca").join(file)).unwrap();

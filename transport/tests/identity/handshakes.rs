@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use relevo_transport::identity::{Complaint, Expected, Moment, PROTOCOL, Refusal, Role, Roles};
-use rustls::ProtocolVersion;
+use relevo_transport::identity::{Complaint, Expected, Moment, PROTOCOL, Refusal, Role, Roles, SubjectError};
+use rustls::{CertificateError, ProtocolVersion};
 
 use super::cluster::{Cluster, NOW, days_later, name};
 use super::meeting::{client, client_for, meet, meet_again, server, server_for};
@@ -14,9 +14,9 @@ fn nodes_of_a_cluster_meet_and_see_who_the_other_is() {
     let prefill = cluster.node("prefill-1", &[Role::Prefill]);
     let decode = cluster.node("decode-1", &[Role::Decode, Role::Expert]);
     let (here, there) = meet(client(&prefill, "decode-1"), server(&decode));
-    assert_eq!(there.peer(), *prefill.own());
+    assert_eq!(there.peer(), prefill.own());
     let peer = here.peer();
-    assert_eq!(peer, *decode.own());
+    assert_eq!(peer, decode.own());
     assert_eq!((peer.name.as_str(), peer.roles.to_string().as_str()), ("decode-1", "decode,expert"));
     assert_eq!((peer.cluster, peer.not_after), (cluster.authority.cluster(), days_later(30)));
     for side in [&here, &there] {
@@ -55,7 +55,7 @@ fn a_revocation_touches_nobody_else() {
     cluster.issue("stolen", &[Role::Decode]);
     let decode = cluster.revoke("stolen", "decode-1");
     let (here, there) = meet(client(&prefill, "decode-1"), server(&decode));
-    assert_eq!((here.peer(), there.peer()), (decode.own().clone(), prefill.own().clone()));
+    assert_eq!((here.peer(), there.peer()), (decode.own(), prefill.own()));
 }
 
 #[test]
@@ -152,10 +152,32 @@ fn a_renewed_certificate_is_as_good_as_the_one_before() {
     let request = super::cluster::request("prefill-1", &[Role::Prefill]);
     let issued = cluster.authority.issue(&request, &renewed, days_later(20)).unwrap();
     assert_eq!(issued.still_valid, std::slice::from_ref(&before.own().serial));
-    let after = relevo_transport::identity::NodeIdentity::load(&renewed).unwrap();
+    let after = relevo_transport::identity::LiveIdentity::load(&renewed).unwrap();
     for node in [before, after] {
         let dialling = client_for(&node, Expected::node(name("decode-1")), days_later(20));
         let (_, there) = meet(dialling, server_for(&decode, Expected::one_of([Role::Prefill]), days_later(20)));
-        assert_eq!(there.peer(), *node.own());
+        assert_eq!(there.peer(), node.own());
+    }
+}
+
+#[test]
+fn refusals_are_counted_by_words_that_stay() {
+    let name = || name("a");
+    let cluster = Cluster::new().authority.cluster();
+    let words = [
+        (Refusal::NoCertificate, "no_certificate"),
+        (Refusal::Unreadable(SubjectError::NoName), "unreadable"),
+        (Refusal::WrongCluster { found: cluster, expected: cluster }, "wrong_cluster"),
+        (Refusal::UnknownAuthority, "unknown_authority"),
+        (Refusal::Expired { not_after: None }, "expired"),
+        (Refusal::NotYetValid { not_before: None }, "not_yet_valid"),
+        (Refusal::Revoked, "revoked"),
+        (Refusal::WrongName { found: name(), expected: name() }, "wrong_name"),
+        (Refusal::WrongRole { name: name(), found: Roles::default(), expected: Roles::default() }, "wrong_role"),
+        (Refusal::Invalid(CertificateError::BadSignature), "invalid"),
+        (Refusal::ByPeer(Complaint::Revoked), "by_peer"),
+    ];
+    for (refusal, word) in words {
+        assert_eq!(refusal.label(), word);
     }
 }

@@ -9,3 +9,5 @@ mod handshakes;
 mod hostile;
 mod meeting;
 mod node_folders;
+mod reloads;
+mod renewals;

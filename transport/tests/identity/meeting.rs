@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use relevo_transport::identity::{Expected, Moment, NodeIdentity, PeerIdentity, Refusal, Role};
+use relevo_transport::identity::{Expected, LiveIdentity, Moment, PROTOCOL, PeerIdentity, Refusal, Role};
 use rustls::pki_types::{ServerName, UnixTime};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, ClientConnection, Connection, HandshakeKind, ServerConfig, ServerConnection};
@@ -75,19 +75,19 @@ pub(crate) fn meet_again(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>)
 }
 
 /// A server that lets in whoever has any role.
-pub(crate) fn server(node: &NodeIdentity) -> ServerConfig {
+pub(crate) fn server(node: &LiveIdentity) -> ServerConfig {
     server_for(node, Expected::one_of(Role::ALL), NOW)
 }
 
-pub(crate) fn server_for(node: &NodeIdentity, expected: Expected, now: Moment) -> ServerConfig {
-    node.server_config(expected, Arc::new(At(now))).unwrap()
+pub(crate) fn server_for(node: &LiveIdentity, expected: Expected, now: Moment) -> ServerConfig {
+    node.server_config(expected, &[PROTOCOL], Arc::new(At(now))).unwrap()
 }
 
 /// A client that dials a node by its name.
-pub(crate) fn client(node: &NodeIdentity, dials: &str) -> ClientConfig {
+pub(crate) fn client(node: &LiveIdentity, dials: &str) -> ClientConfig {
     client_for(node, Expected::node(name(dials)), NOW)
 }
 
-pub(crate) fn client_for(node: &NodeIdentity, expected: Expected, now: Moment) -> ClientConfig {
-    node.client_config(expected, Arc::new(At(now))).unwrap()
+pub(crate) fn client_for(node: &LiveIdentity, expected: Expected, now: Moment) -> ClientConfig {
+    node.client_config(expected, &[PROTOCOL], Arc::new(At(now))).unwrap()
 }

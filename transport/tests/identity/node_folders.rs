@@ -3,9 +3,9 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use relevo_transport::identity::{LoadError, NodeIdentity, Refusal, Role};
+use relevo_transport::identity::{Authority, LoadError, NodeIdentity, Refusal, Role};
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, NOW, name, request};
 
 #[test]
 fn a_key_that_everybody_can_read_is_refused() {
@@ -34,7 +34,7 @@ fn files_of_several_folders_do_not_go_together() {
         error
     };
     let error = refused_with("ca.pem", &other.path("decode-1"));
-    assert!(matches!(&error, LoadError::Mismatch { .. }), "{error}");
+    assert!(matches!(&error, LoadError::Mismatch { reason: Refusal::WrongCluster { .. }, .. }), "{error}");
     let error = refused_with("revoked.crl.pem", &other.path("decode-1"));
     assert!(matches!(&error, LoadError::Mismatch { .. }), "{error}");
     let error = refused_with("node.key", &cluster.path("decode-2"));
@@ -60,10 +60,47 @@ fn what_is_missing_or_damaged_is_named() {
 }
 
 #[test]
+fn all_nodes_of_a_cluster_have_one_secret_and_other_clusters_have_others() {
+    let (cluster, other) = (Cluster::new(), Cluster::new());
+    let secret = |cluster: &Cluster, node| cluster.node(node, &[Role::Decode]).present().cluster_secret();
+    let of_one = secret(&cluster, "decode-1");
+    assert_eq!(secret(&cluster, "decode-2"), of_one);
+    assert_ne!(secret(&other, "decode-1"), of_one);
+    let loaded = Authority::load(&cluster.path("ca")).unwrap();
+    loaded.issue(&request("decode-3", &[Role::Decode]), &cluster.path("decode-3"), NOW).unwrap();
+    assert_eq!(cluster.load("decode-3").present().cluster_secret(), of_one);
+}
+
+#[test]
+fn a_folder_without_a_secret_or_with_none_that_is_one_says_how_to_mend_it() {
+    let cluster = Cluster::new();
+    cluster.issue("decode-1", &[Role::Decode]);
+    let folder = cluster.path("decode-1");
+    let path = folder.join("cluster.secret");
+    let good = fs::read_to_string(&path).unwrap();
+    let bad =
+        ["", "nothing", &good[1..], &format!("{}g", &good[1..64]), &format!("+{}", &good[1..64]), &good.repeat(2)];
+    for text in bad {
+        fs::write(&path, text).unwrap();
+        let error = NodeIdentity::load(&folder).unwrap_err();
+        assert!(matches!(&error, LoadError::BadSecret { path: named } if *named == path), "{error}");
+    }
+    fs::write(&path, good.trim_end()).unwrap();
+    NodeIdentity::load(&folder).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let error = NodeIdentity::load(&folder).unwrap_err();
+    assert!(matches!(&error, LoadError::OpenSecret { path: named } if *named == path), "{error}");
+    fs::remove_file(&path).unwrap();
+    let error = NodeIdentity::load(&folder).unwrap_err();
+    assert!(matches!(&error, LoadError::NoSecret { path: named } if *named == path), "{error}");
+    assert!(error.to_string().contains("copy it from the authority's folder"), "{error}");
+}
+
+#[test]
 fn a_revoked_node_learns_it_from_its_own_list() {
     let cluster = Cluster::new();
     cluster.issue("decode-1", &[Role::Decode]);
-    cluster.authority.revoke(&super::cluster::name("decode-1"), super::cluster::NOW).unwrap();
+    cluster.authority.revoke(&name("decode-1"), NOW).unwrap();
     fs::copy(cluster.authority.revocations_path(), cluster.path("decode-1/revoked.crl.pem")).unwrap();
     let error = NodeIdentity::load(&cluster.path("decode-1")).unwrap_err();
     assert!(matches!(&error, LoadError::Mismatch { reason: Refusal::Revoked, .. }), "{error}");
@@ -74,5 +111,12 @@ fn a_key_is_never_shown() {
     let cluster = Cluster::new();
     let node = cluster.node("decode-1", &[Role::Decode]);
     let shown = format!("{node:?}");
-    assert!(shown.contains("decode-1") && !shown.contains("key"), "{shown}");
+    assert!(shown.contains("decode-1"), "{shown}");
+    let secret = node.present().cluster_secret();
+    let (hex, list) = (fs::read_to_string(cluster.path("ca/cluster.secret")).unwrap(), format!("{secret:?}"));
+    for secret in [hex.trim_end(), &list[1..20], "PRIVATE", "key"] {
+        assert!(!shown.contains(secret), "{shown}");
+    }
+    let shown = format!("{:?}", cluster.authority);
+    assert!(!shown.contains(hex.trim_end()) && !shown.contains("PRIVATE"), "{shown}");
 }

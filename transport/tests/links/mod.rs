@@ -15,7 +15,7 @@ use relevo_transport::{
     ShmListener, Ticket, in_process, serve_frames, shm_link,
 };
 use relevo_wire::{
-    ArchivedKvBlocksHeader, BlockIndex, ElementType, Epoch, KvBlocksHeader, KvLayout, LayerIndex, LeaseId,
+    ArchivedKvBlocksHeader, BlockIndex, DeviceId, ElementType, Epoch, KvBlocksHeader, KvLayout, LayerIndex, LeaseId,
     PROTOCOL_VERSION, RequestId, SequenceId, checksum,
 };
 use tokio::task::JoinSet;
@@ -144,6 +144,7 @@ pub fn endpoint(authority: &EphemeralAuthority, name: &str, patience: Patience) 
 pub fn header(layer: u32, blocks: &[Bytes]) -> KvBlocksHeader {
     KvBlocksHeader {
         protocol: PROTOCOL_VERSION,
+        device: DeviceId(0),
         sequence: SequenceId { request: RequestId(7), choice: 1, attempt: 2 },
         lease: LeaseId(3),
         epoch: Epoch(4),

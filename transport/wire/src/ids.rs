@@ -7,12 +7,7 @@ pub type TokenId = u32;
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident($inner:ty), $prefix:literal) => {
-        $(#[$doc])*
-        #[derive(
-            Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash,
-            rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize, serde::Deserialize,
-        )]
-        pub struct $name(pub $inner);
+        id!($(#[$doc])* $name($inner));
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -20,10 +15,18 @@ macro_rules! id {
             }
         }
     };
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(
+            Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash,
+            rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize, serde::Deserialize,
+        )]
+        pub struct $name(pub $inner);
+    };
 }
 
 id!(
-    /// What a client asked for in one call; unique for ever within a cluster, minted by the gateway.
+    /// What a client asked for in one call; minted by the gateway, whose number its upper 24 bits are, and no two live ones of a cluster are equal.
     RequestId(u64), "request-"
 );
 id!(
@@ -35,10 +38,6 @@ id!(
     Epoch(u64), "epoch-"
 );
 id!(
-    /// A device of the cluster: a GPU or a NUMA node.
-    DeviceId(u32), "device-"
-);
-id!(
     /// Whose request it is; prefix caches and fairness are apart by tenant.
     TenantId(u32), "tenant-"
 );
@@ -46,6 +45,80 @@ id!(
     /// A version of the cluster map that the coordinator publishes; only grows.
     MapVersion(u64), "map-"
 );
+
+id!(
+    /// A node: one process of a cluster, as numbers carry it. Names are what people and certificates use, see [`NodeId::of_name`].
+    NodeId(u32)
+);
+
+/// Bits of a node's number: what is left of 32 beside 256 devices, and of 64 beside 2^40 requests.
+const NODE_BITS: u32 = 24;
+
+impl NodeId {
+    /// The process that is a cluster of its own.
+    pub const ALONE: Self = Self(0);
+
+    /// The number of the node of this name, never that of [`NodeId::ALONE`].
+    ///
+    /// Every node computes it from the name in the other's certificate, so that nobody hands out numbers and nobody can claim another's. Two of 100
+    /// names meet with a probability of 1 in 3,400; then the second to join is refused.
+    pub fn of_name(name: &str) -> Self {
+        // Of 32 bits that depend on every bit of the name, the upper ones.
+        Self((crc32c::crc32c(name.as_bytes()) >> (32 - NODE_BITS)).max(1))
+    }
+}
+
+/// `alone`, or six hexadecimal digits.
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Self::ALONE { f.write_str("alone") } else { write!(f, "{:06x}", self.0) }
+    }
+}
+
+id!(
+    /// A device of the cluster: a GPU or a NUMA node. The upper 24 bits are its node's number, the lower 8 its place there.
+    DeviceId(u32)
+);
+
+impl DeviceId {
+    /// The device at this place of a node.
+    pub const fn of(node: NodeId, index: u8) -> Self {
+        Self(node.0 << (32 - NODE_BITS) | index as u32)
+    }
+
+    /// Whose it is.
+    pub const fn node(self) -> NodeId {
+        NodeId(self.0 >> (32 - NODE_BITS))
+    }
+
+    /// Its place there.
+    pub const fn index(self) -> u32 {
+        self.0 & 0xff
+    }
+}
+
+/// `device-0` where there is one node, else with the node's number, `device-0@01ab2f`.
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.node() {
+            NodeId::ALONE => write!(f, "device-{}", self.index()),
+            node => write!(f, "device-{}@{node}", self.index()),
+        }
+    }
+}
+
+impl RequestId {
+    /// The `counter`-th request of a gateway; what is above 40 bits is cut off.
+    pub const fn of(gateway: NodeId, counter: u64) -> Self {
+        Self((gateway.0 as u64) << (64 - NODE_BITS) | counter & ((1 << (64 - NODE_BITS)) - 1))
+    }
+
+    /// The gateway that minted it, and that keeps its streams.
+    pub const fn gateway(self) -> NodeId {
+        // It has 24 bits.
+        NodeId((self.0 >> (64 - NODE_BITS)) as u32)
+    }
+}
 
 /// One generation on a worker: a choice of a request, in its n-th attempt.
 ///

@@ -2,21 +2,38 @@
 //!
 //! **Invariant:** no I/O, no clock, no async, no model mathematics in here.
 
+mod cluster;
+mod control;
 mod ids;
 mod kv;
+mod lease;
 mod message;
+mod prefixes;
 mod region;
 mod request;
+mod role;
+mod sent_request;
 mod time;
 
-pub use ids::{DeviceId, Epoch, LeaseId, MapVersion, RequestId, SequenceId, TenantId, TokenId};
+pub use cluster::{
+    Beat, ClusterMap, DeviceFacts, DeviceRole, Heartbeat, Hello, MapEntry, ModelFacts, NodeEntry, Standing,
+};
+pub use control::{
+    ControlMessage, ControlReply, MAX_CONTROL_BYTES, MAX_TOKEN_BYTES, MessageError, Order, Stepping, ToDecode,
+    ToGateway, ToPrefill, TokenBatch,
+};
+pub use ids::{DeviceId, Epoch, LeaseId, MapVersion, NodeId, RequestId, SequenceId, TenantId, TokenId};
 pub use kv::{BLOCK_TOKENS, BlockIndex, ElementType, KvLayout, LayerIndex, blocks_for_tokens};
+pub use lease::{GrantedLease, HandOver};
 pub use message::{
     ArchivedKvBlocksHeader, FrameError, HEADER_ALIGN, KvBlocksHeader, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES,
     PROTOCOL_VERSION, checksum, checksum_on,
 };
+pub use prefixes::{HintKey, PrefixBatch, PrefixChange, PrefixWords};
 pub use region::SharedRegion;
 pub use request::{
     FinishReason, GenerateRequest, Numerics, RequestError, SamplingParams, StreamEvent, TokenLogprobs, Usage,
 };
+pub use role::{Role, Roles, UnknownRole};
+pub use sent_request::SentRequest;
 pub use time::Instant64;

@@ -4,7 +4,9 @@ use rkyv::rancor::Error as RkyvError;
 use rkyv::util::AlignedVec;
 
 use crate::kv::ArchivedElementType;
-use crate::{BLOCK_TOKENS, BlockIndex, ElementType, Epoch, KvLayout, LayerIndex, LeaseId, RequestId, SequenceId};
+use crate::{
+    BLOCK_TOKENS, BlockIndex, DeviceId, ElementType, Epoch, KvLayout, LayerIndex, LeaseId, RequestId, SequenceId,
+};
 
 /// Version of every frame; two that differ by more than one do not talk.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -25,6 +27,8 @@ pub struct KvBlocksHeader {
     pub protocol: u16,
     /// The sequence that the blocks belong to.
     pub sequence: SequenceId,
+    /// The receiving device.
+    pub device: DeviceId,
     /// The lease they are pushed under.
     pub lease: LeaseId,
     /// The receiver's epoch when it granted the lease.
@@ -161,6 +165,16 @@ impl ArchivedKvBlocksHeader {
             choice: self.sequence.choice.to_native(),
             attempt: self.sequence.attempt.to_native(),
         }
+    }
+
+    /// The receiving device.
+    pub fn device(&self) -> DeviceId {
+        DeviceId(self.device.0.to_native())
+    }
+
+    /// The lease they are pushed under.
+    pub fn lease(&self) -> LeaseId {
+        LeaseId(self.lease.0.to_native())
     }
 
     /// The receiver's blocks that they go to.

@@ -90,7 +90,7 @@ impl Default for SamplingParams {
 }
 
 /// Log-probabilities of the raw model (natural logarithm, before temperature, penalties and bias) at one position.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct TokenLogprobs {
     /// The token that stands there.
     pub token: TokenId,
@@ -103,7 +103,7 @@ pub struct TokenLogprobs {
 }
 
 /// What a sequence sends back, in order.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub enum StreamEvent {
     /// Log-probabilities of prompt tokens `first..`, a piece for each chunk; `first >= 1`.
     PromptLogprobs {
@@ -138,7 +138,7 @@ pub enum StreamEvent {
 }
 
 /// Why a sequence ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
     /// A stop id (or, at the gateway, a stop string).
@@ -148,7 +148,7 @@ pub enum FinishReason {
 }
 
 /// Token counts of one sequence.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
@@ -159,7 +159,7 @@ pub struct Usage {
 }
 
 /// Why the cluster did not serve a sequence.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize, thiserror::Error)]
 pub enum RequestError {
     /// Back-pressure: 429.
     #[error("{num_waiting} requests wait already, the limit is {limit}")]

@@ -1,5 +1,7 @@
 //! The coordinator: who is in the map, when one is suspected, what a successor knows.
 
+use relevo_wire::DeviceFacts;
+
 use super::*;
 
 const LIMITS: CoordinatorLimits = CoordinatorLimits {
@@ -11,11 +13,12 @@ const LIMITS: CoordinatorLimits = CoordinatorLimits {
 fn facts(device: u32, epoch: u64) -> DeviceFacts {
     let roles = vec![DeviceRole::Prefill, DeviceRole::Decode];
     let name = format!("cpu{device}");
-    DeviceFacts { device: DeviceId(device), name, roles, epoch: Epoch(epoch), num_blocks: 10, max_context: 100 }
+    let able = roles.clone();
+    DeviceFacts { device: DeviceId(device), name, roles, able, epoch: Epoch(epoch), num_blocks: 10, max_context: 100 }
 }
 
 fn heartbeat(device: u32, epoch: u64, progress: u64, busy: bool) -> Heartbeat {
-    Heartbeat { facts: facts(device, epoch), serving: true, progress, busy, map: (0, MapVersion(0)) }
+    Heartbeat { facts: facts(device, epoch), serving: true, progress, busy, draining: false, map: (0, MapVersion(0)) }
 }
 
 struct World {

@@ -167,3 +167,30 @@ proptest! {
         prop_assert_eq!(core.num_leases(), asked_for.len());
     }
 }
+
+#[test]
+fn a_lease_whose_writer_is_lost_is_released_and_its_sequence_told_unless_all_of_it_is_there() {
+    let mut core = DecodeCore::new(LeaseId(0), Duration::from_secs(10));
+    let mut drive = |event| {
+        let mut effects = Vec::new();
+        core.handle(event, Instant64(0), &mut effects);
+        effects
+    };
+    let (writer, other) = (DeviceId(3), DeviceId(4));
+    for (id, prefill) in [(1, writer), (2, other)] {
+        drive(DecodeEvent::LeaseAsked { request: request(id, None), prefill });
+        let (blocks, epoch) = (Vec::new(), relevo_wire::Epoch(1));
+        drive(DecodeEvent::Reserved(GrantedLease { lease: LeaseId(id), epoch, blocks, num_present: 0 }));
+    }
+    let lost = request(1, None).sequence;
+    let expected = [DecodeEffect::Close(LeaseId(1)), DecodeEffect::Lost(lost)];
+    assert_eq!(drive(DecodeEvent::WriterLost(writer)), expected);
+    assert_eq!(drive(DecodeEvent::WritersGone(LeaseId(1))), [DecodeEffect::Release(LeaseId(1))]);
+    assert_eq!(drive(DecodeEvent::NodeLost(relevo_wire::NodeId(77))), [], "nothing is of that node");
+    let all = [DecodeEffect::Close(LeaseId(2))];
+    assert_eq!(
+        drive(DecodeEvent::NodeLost(relevo_wire::NodeId::ALONE)),
+        all,
+        "its gateway and its writer, whom nobody need tell"
+    );
+}

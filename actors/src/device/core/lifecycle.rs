@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use relevo_wire::{GenerateRequest, Instant64, RequestError, SequenceId, StreamEvent, blocks_for_tokens};
+use relevo_wire::{GenerateRequest, Instant64, NodeId, RequestError, SequenceId, StreamEvent, blocks_for_tokens};
 
 use super::{DeviceCore, Effect};
 use crate::device::interface::{Destination, DeviceEvent, DeviceRole, GrantedLease, SequenceOutcome};
@@ -60,9 +60,12 @@ impl DeviceCore {
     pub(super) fn new_sequence(&mut self, request: Arc<GenerateRequest>, destination: Destination) -> Sequence {
         self.num_taken += 1;
         let most = request.prompt.len() + request.max_tokens as usize;
-        let salt = self.limits.prefix_identity.as_ref().map(|identity| identity.salt(request.tenant));
+        let tenant = request.tenant;
         let mut sequence = Sequence::new(request, destination, Age(self.num_taken), most.min(self.max_context));
-        sequence.prefixes.salt = salt;
+        if let Some(identity) = &self.limits.prefix_identity {
+            sequence.prefixes.salt = Some(identity.salt(tenant));
+            sequence.prefixes.hints = Some(self.limits.hint_keyer.chain(tenant));
+        }
         sequence
     }
 
@@ -127,6 +130,14 @@ impl DeviceCore {
         }
         if role == DeviceRole::Decode {
             self.release_all();
+        }
+    }
+
+    pub(super) fn abort_gateway(&mut self, gateway: NodeId, effects: &mut Vec<Effect>) {
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].as_ref().is_some_and(|sequence| sequence.id().request.gateway() == gateway) {
+                self.end_or_doom(slot, SequenceOutcome::Aborted, effects);
+            }
         }
     }
 

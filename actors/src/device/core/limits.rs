@@ -3,7 +3,9 @@
 use relevo_gpu::model::StepModel;
 use relevo_wire::BLOCK_TOKENS;
 
+use crate::policy::hint_keys::HintKeyer;
 use crate::policy::prefix::PrefixIdentity;
+use crate::policy::prefix_news::MAX_BATCH_KEYS;
 
 /// The bounds that a `DeviceCore` keeps to.
 #[derive(Clone, Debug)]
@@ -31,6 +33,10 @@ pub struct CoreLimits {
     pub headroom_tokens: usize,
     /// What names prefixes; `None` switches the prefix cache off.
     pub prefix_identity: Option<PrefixIdentity>,
+    /// What names prefixes to routers: the cluster's, whatever it was tuned to.
+    pub hint_keyer: HintKeyer,
+    /// Blocks in a batch of news for routers at most.
+    pub max_news_keys: usize,
 }
 
 /// Limits that contradict each other. The configuration's fault.
@@ -63,6 +69,8 @@ impl CoreLimits {
             max_waiting: DEFAULT_WAITING,
             headroom_tokens: DEFAULT_HEADROOM,
             prefix_identity: None,
+            hint_keyer: HintKeyer::default(),
+            max_news_keys: MAX_BATCH_KEYS,
         }
     }
 
@@ -80,6 +88,7 @@ impl CoreLimits {
         at_least("max_context", self.max_context, 1)?;
         at_least("max_running", self.max_running, 1)?;
         at_least("max_waiting", self.max_waiting, 1)?;
+        at_least("max_news_keys", self.max_news_keys, 1)?;
         // Chunks end at multiples of 16: a step that decodes for everybody must still have room for one, else prompts starve.
         at_least("max_outputs", self.max_outputs, self.max_running.max(BLOCK_TOKENS))?;
         at_least("max_rows", self.max_rows, self.max_running + BLOCK_TOKENS)?;

@@ -6,10 +6,22 @@ use proptest::prelude::*;
 use relevo_wire::{RequestId, SamplingParams, TenantId};
 
 use super::*;
-use crate::coordinator::DeviceFacts;
+use relevo_wire::DeviceFacts;
 
-const LIMITS: RouterLimits =
-    RouterLimits { max_waiting: 6, max_running: 4, max_prefilling: 2, disaggregate: Disaggregate::Auto };
+use crate::policy::prefix_news::{PrefixChange, PrefixWords};
+use crate::router::workers::RESYNC_PATIENCE;
+
+const LIMITS: RouterLimits = RouterLimits {
+    max_waiting: 6,
+    max_running: 4,
+    max_prefilling: 2,
+    disaggregate: Disaggregate::Auto,
+    local_prefill_below_tokens: routing::LOCAL_PREFILL_BELOW_TOKENS,
+};
+
+fn router(limits: RouterLimits) -> RouterCore {
+    RouterCore::new(limits, HintKeyer::default())
+}
 
 fn request(id: u64) -> Arc<GenerateRequest> {
     Arc::new(GenerateRequest {
@@ -29,10 +41,12 @@ fn request(id: u64) -> Arc<GenerateRequest> {
 
 fn worker(device: u32, prefill: bool, decode: bool) -> MapEntry {
     let roles = [(prefill, DeviceRole::Prefill), (decode, DeviceRole::Decode)];
+    let roles: Vec<_> = roles.into_iter().filter(|(plays, _)| *plays).map(|(_, role)| role).collect();
     let facts = DeviceFacts {
         device: DeviceId(device),
         name: format!("cpu{device}"),
-        roles: roles.into_iter().filter(|(plays, _)| *plays).map(|(_, role)| role).collect(),
+        able: roles.clone(),
+        roles,
         epoch: Epoch(1),
         num_blocks: 100,
         max_context: 1000,
@@ -41,7 +55,7 @@ fn worker(device: u32, prefill: bool, decode: bool) -> MapEntry {
 }
 
 fn map(term: u64, version: u64, devices: Vec<MapEntry>) -> RouterEvent {
-    RouterEvent::Map(ClusterMap { term, version: MapVersion(version), devices })
+    RouterEvent::Map(ClusterMap { term, version: MapVersion(version), devices, nodes: Vec::new() })
 }
 
 fn both() -> RouterEvent {
@@ -63,7 +77,7 @@ fn drive(core: &mut RouterCore, events: Vec<RouterEvent>, now: u64) -> (Vec<u64>
         match effect {
             RouterEffect::Dispatch { request, .. } => outcome.0.push(request.sequence.request.0),
             RouterEffect::Reject { error, .. } => outcome.1.push(error),
-            RouterEffect::Redirect { .. } => {}
+            RouterEffect::Redirect { .. } | RouterEffect::ResyncPrefixes { .. } => {}
         }
     }
     outcome
@@ -71,14 +85,14 @@ fn drive(core: &mut RouterCore, events: Vec<RouterEvent>, now: u64) -> (Vec<u64>
 
 #[test]
 fn requests_wait_for_a_worker_and_go_when_there_is_one() {
-    let mut core = RouterCore::new(LIMITS);
+    let mut core = router(LIMITS);
     assert_eq!(drive(&mut core, vec![submit(1, false), submit(2, false)], 0), (vec![], vec![]));
     assert_eq!(drive(&mut core, vec![both()], 1).0, [1, 2]);
 }
 
 #[test]
 fn beyond_the_bound_of_the_line_requests_are_told_to_come_back() {
-    let mut core = RouterCore::new(LIMITS);
+    let mut core = router(LIMITS);
     drive(&mut core, vec![both()], 0);
     let (dispatched, rejected) = drive(&mut core, (0..10).map(|id| submit(id, false)).collect(), 0);
     assert_eq!(dispatched, [0, 1]);
@@ -88,7 +102,7 @@ fn beyond_the_bound_of_the_line_requests_are_told_to_come_back() {
 
 #[test]
 fn what_can_never_be_served_is_refused_at_once_with_the_figures() {
-    let mut core = RouterCore::new(LIMITS);
+    let mut core = router(LIMITS);
     let mut long = GenerateRequest::clone(&request(1));
     long.max_tokens = 2000;
     let long = RouterEvent::Submit { request: Arc::new(long), admitted: false, suspect: false };
@@ -98,7 +112,7 @@ fn what_can_never_be_served_is_refused_at_once_with_the_figures() {
 
 #[test]
 fn suspects_go_one_at_a_time_and_before_all_others_until_each_has_shown_a_token() {
-    let mut core = RouterCore::new(LIMITS);
+    let mut core = router(LIMITS);
     let sequence = |id| request(id).sequence;
     drive(&mut core, vec![both()], 0);
     let (dispatched, _) = drive(&mut core, vec![submit(1, true), submit(2, true), submit(3, false)], 0);
@@ -109,7 +123,7 @@ fn suspects_go_one_at_a_time_and_before_all_others_until_each_has_shown_a_token(
 
 #[test]
 fn new_work_does_not_keep_a_suspect_from_the_device_that_it_waits_for() {
-    let mut core = RouterCore::new(LIMITS);
+    let mut core = router(LIMITS);
     assert_eq!(drive(&mut core, vec![both(), submit(1, false)], 0).0, [1]);
     assert_eq!(drive(&mut core, vec![submit(2, true), submit(3, false)], 0).0, [0; 0], "one is there without a token");
     let first_token = |id| vec![RouterEvent::Started(request(id).sequence)];
@@ -119,7 +133,7 @@ fn new_work_does_not_keep_a_suspect_from_the_device_that_it_waits_for() {
 
 #[test]
 fn one_that_was_admitted_before_is_never_told_that_the_line_is_full() {
-    let mut core = RouterCore::new(LIMITS);
+    let mut core = router(LIMITS);
     drive(&mut core, (0..6).map(|id| submit(id, false)).collect(), 0);
     let again = RouterEvent::Submit { request: request(6), admitted: true, suspect: false };
     assert_eq!(drive(&mut core, vec![again], 0), (vec![], vec![]));
@@ -128,7 +142,7 @@ fn one_that_was_admitted_before_is_never_told_that_the_line_is_full() {
 
 #[test]
 fn a_refused_lease_is_asked_for_elsewhere_and_then_again_after_a_while() {
-    let mut core = RouterCore::new(RouterLimits { disaggregate: Disaggregate::Always, ..LIMITS });
+    let mut core = router(RouterLimits { disaggregate: Disaggregate::Always, ..LIMITS });
     let mut effects = Vec::new();
     let workers = vec![worker(0, true, false), worker(1, false, true), worker(2, false, true)];
     core.handle(map(1, 1, workers), Instant64(0), &mut effects);
@@ -149,7 +163,7 @@ fn a_refused_lease_is_asked_for_elsewhere_and_then_again_after_a_while() {
 
 #[test]
 fn a_sequence_that_is_submitted_twice_is_placed_once() {
-    let mut core = RouterCore::new(LIMITS);
+    let mut core = router(LIMITS);
     drive(&mut core, vec![submit(1, false), submit(1, false), submit(2, true), submit(2, true)], 0);
     assert_eq!(core.num_waiting(), 2);
     assert_eq!(drive(&mut core, vec![both()], 1).0, [2]);
@@ -161,7 +175,7 @@ fn a_sequence_that_is_submitted_twice_is_placed_once() {
 
 #[test]
 fn without_any_worker_for_long_requests_are_told_so() {
-    let mut core = RouterCore::new(LIMITS);
+    let mut core = router(LIMITS);
     drive(&mut core, vec![submit(1, false), submit(2, true)], 0);
     let later = Instant64(0) + NO_WORKER_PATIENCE;
     let (_, rejected) = drive(&mut core, vec![RouterEvent::Tick], later.0);
@@ -172,7 +186,7 @@ fn without_any_worker_for_long_requests_are_told_so() {
 
 #[test]
 fn only_what_serves_by_the_newest_map_gets_new_work() {
-    let mut core = RouterCore::new(LIMITS);
+    let mut core = router(LIMITS);
     let standing = |standing| vec![MapEntry { standing, ..worker(0, true, true) }];
     drive(&mut core, vec![map(2, 5, standing(Standing::Suspected))], 0);
     for (term, version) in [(2, 4), (1, 9), (2, 5)] {
@@ -196,33 +210,86 @@ fn route_of(core: &RouterCore, id: u64) -> Route {
 
 #[test]
 fn a_prompt_goes_where_its_blocks_are_until_they_are_evicted_or_the_pool_is_new() {
-    let mut core = RouterCore::new(LIMITS);
+    let mut core = router(LIMITS);
     let workers = |epoch| {
         let mut entries = [0, 1].map(|device| worker(device, true, true));
         entries.iter_mut().for_each(|entry| entry.facts.epoch = Epoch(epoch));
         map(1, epoch, entries.to_vec())
     };
-    let mut keys = Vec::new();
-    crate::policy::hints::extend_keys(&mut keys, request(199).tenant, &request(199).prompt);
-    let news = |epoch, added: &[HintKey], removed: &[HintKey]| {
-        let change = PrefixChange { added: added.to_vec(), removed: removed.to_vec() };
-        RouterEvent::PrefixChanged { device: DeviceId(1), epoch: Epoch(epoch), change }
-    };
+    let keys = keys_of(199);
     let cached = Route { prefill: DeviceId(1), decode: DeviceId(1), skipped: Some(routing::Skip::Cached) };
 
-    drive(&mut core, vec![workers(1), news(1, &keys, &[])], 0);
+    drive(&mut core, vec![workers(1), news(1, 0, &keys, &[])], 0);
     assert_eq!(route_of(&core, 199), cached);
-    drive(&mut core, vec![news(1, &[], &keys[..2])], 0);
-    assert_ne!(route_of(&core, 199), cached, "nothing of it can be used without its first blocks");
-    drive(&mut core, vec![news(1, &keys, &[])], 0);
+    drive(&mut core, vec![news(1, 1, &[], &keys[2..])], 0);
+    assert_ne!(route_of(&core, 199), cached, "most of it is gone");
+    drive(&mut core, vec![news(1, 2, &keys, &[])], 0);
     assert_eq!(route_of(&core, 199), cached);
-    drive(&mut core, vec![workers(2), news(1, &keys, &[])], 0);
+    drive(&mut core, vec![workers(2), news(1, 3, &keys, &[])], 0);
     assert_ne!(route_of(&core, 199), cached, "that was the pool before");
+}
+
+fn keys_of(id: u64) -> Vec<HintKey> {
+    HintKeyer::default().keys(request(id).tenant, &request(id).prompt)
+}
+
+/// What device 1 says.
+fn say(epoch: u64, from_seq: u64, words: PrefixWords) -> RouterEvent {
+    let batch = PrefixBatch { from_seq, seq: from_seq + 1, words };
+    RouterEvent::PrefixChanged { device: DeviceId(1), epoch: Epoch(epoch), batch }
+}
+
+fn news(epoch: u64, from_seq: u64, added: &[HintKey], removed: &[HintKey]) -> RouterEvent {
+    let change = PrefixChange { added: added.to_vec(), removed: removed.to_vec() };
+    say(epoch, from_seq, PrefixWords::Changed(change))
+}
+
+/// Whom the router asks for all its prefixes.
+fn asked(core: &mut RouterCore, event: RouterEvent, now: Instant64) -> Vec<u32> {
+    let mut effects = Vec::new();
+    core.handle(event, now, &mut effects);
+    let asked = effects.iter().filter_map(|effect| match effect {
+        RouterEffect::ResyncPrefixes { device } => Some(device.0),
+        _ => None,
+    });
+    asked.collect()
+}
+
+#[test]
+fn a_new_router_asks_for_all_prefixes_and_one_that_has_missed_some_asks_again() {
+    let mut core = router(LIMITS);
+    let workers = || map(1, 1, [0, 1].map(|device| worker(device, true, true)).to_vec());
+    let (begin, later) = (Instant64(0), Instant64(0) + RESYNC_PATIENCE);
+    assert_eq!(asked(&mut core, workers(), begin), [0, 1]);
+    assert_eq!(asked(&mut core, RouterEvent::Tick, begin), [0; 0], "they need some time");
+    assert_eq!(asked(&mut core, news(1, 7, &[], &[]), begin), [0; 0], "that is not an answer, but one is on its way");
+    let keys = keys_of(199);
+    let (first, last) = (keys[..5].to_vec(), keys[5..].to_vec());
+    let part = |seq, keys, is_last: bool| say(1, seq, PrefixWords::Snapshot { keys, is_first: !is_last, is_last });
+    assert_eq!(asked(&mut core, part(8, first, false), later), [0], "the other one has not answered");
+    assert_eq!(asked(&mut core, RouterEvent::Tick, later), [0; 0]);
+    assert_ne!(route_of(&core, 199).skipped, Some(routing::Skip::Cached));
+    assert_eq!(asked(&mut core, part(9, last, true), later), [0; 0]);
+    assert_eq!(route_of(&core, 199).skipped, Some(routing::Skip::Cached));
+    assert_eq!(asked(&mut core, news(1, 12, &[], &[]), later), [1], "two batches were lost");
+    assert_ne!(route_of(&core, 199).skipped, Some(routing::Skip::Cached));
+}
+
+#[test]
+fn who_claims_to_hold_more_than_its_pool_is_not_believed() {
+    let mut core = router(LIMITS);
+    drive(&mut core, vec![map(1, 1, [0, 1].map(|device| worker(device, true, true)).to_vec())], 0);
+    let keys: Vec<_> = (0..101).map(HintKey).collect();
+    drive(&mut core, vec![news(1, 0, &keys[..100], &[])], 0);
+    assert_eq!(core.hints(DeviceId(1)).unwrap().num_held(), 100);
+    drive(&mut core, vec![news(1, 1, &keys[100..], &[])], 0);
+    assert_eq!(core.hints(DeviceId(1)).unwrap().num_held(), 0);
+    assert!(!core.hints(DeviceId(1)).unwrap().is_current());
 }
 
 #[test]
 fn a_prompt_follows_one_that_begins_alike_and_is_still_in_hand() {
-    let mut core = RouterCore::new(LIMITS);
+    let mut core = router(LIMITS);
     drive(&mut core, vec![map(1, 1, [0, 1].map(|device| worker(device, true, true)).to_vec())], 0);
     let first = route_of(&core, 199);
     drive(&mut core, vec![submit(199, false)], 0);
@@ -262,7 +329,7 @@ proptest! {
     fn every_sequence_is_dispatched_or_rejected_once_and_no_worker_is_overfull(
         steps in proptest::collection::vec(step(), 1..200),
     ) {
-        let mut core = RouterCore::new(LIMITS);
+        let mut core = router(LIMITS);
         let mut now = Instant64(0);
         let mut submitted = BTreeSet::new();
         // Of the dispatched: its devices, and whether it has started.
@@ -331,6 +398,7 @@ proptest! {
                         prop_assert!(!*started && route.prefill == prefill);
                         route.decode = decode;
                     }
+                    RouterEffect::ResyncPrefixes { .. } => {}
                 }
             }
             for device in (0..3).map(DeviceId) {

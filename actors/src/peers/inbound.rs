@@ -1,0 +1,170 @@
+//! Hands on what a peer says, to those whose business it is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use relevo_wire::{ControlMessage, ControlReply, DeviceId, LeaseId, Order, Stepping, ToDecode, ToGateway, ToPrefill};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::permission::Sender;
+use crate::clock;
+use crate::cluster::Directory;
+use crate::coordinator::CoordinatorMessage;
+use crate::decode::{DecodeEvent, DecodeMessage};
+use crate::device::DevicePort;
+use crate::gateway::Loss;
+use crate::prefill::{PrefillEvent, PrefillMessage};
+use crate::router::RouterMessage;
+
+/// How long the coordinator's actor may take to say whether it does as an operator wants.
+const ORDER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Carries out what a peer may say. What comes too late, or for one who is not there, is dropped: whoever it was for has let go of it.
+pub(super) async fn take(directory: &Directory, sender: &Sender, message: ControlMessage) -> ControlReply {
+    match message {
+        ControlMessage::Prefill(device, message) => to_prefill(directory, device, message),
+        ControlMessage::Decode(device, message) => to_decode(directory, sender, device, message),
+        ControlMessage::Abort(device, sequence) => {
+            if let Some(port) = directory.device(device) {
+                port.abort(sequence);
+            }
+        }
+        ControlMessage::Gateway(message) => to_gateway(directory, sender, message),
+        ControlMessage::Map(map) => directory.adopt(map),
+        ControlMessage::Left(device, epoch) => {
+            let _ = directory.coordinator.cast(CoordinatorMessage::Left { device, epoch });
+        }
+        ControlMessage::Order(order) => return obey(directory, order).await,
+        ControlMessage::SetRoles(roles) => directory.set_roles(&roles),
+        ControlMessage::SetDraining(draining) => directory.set_draining(draining),
+        ControlMessage::TellPrefixes(device) => directory.tell_prefixes(device),
+        ControlMessage::AskStatus => return status(directory),
+    }
+    ControlReply::Taken
+}
+
+fn to_prefill(directory: &Directory, device: DeviceId, message: ToPrefill) {
+    let tell = |event| directory.device(device).is_some_and(|port| port.prefill.cast(PrefillMessage::Event(event)));
+    match message {
+        ToPrefill::Admit(request, decode) => {
+            let request = Arc::new(request.into_request(clock::now()));
+            let sequence = request.sequence;
+            if !tell(PrefillEvent::Admit { request, decode }) {
+                directory.undelivered(sequence);
+            }
+        }
+        // An actor that has died has lost the sequence, which its supervisor says.
+        ToPrefill::Redirect(sequence, decode) => _ = tell(PrefillEvent::Redirect { sequence, decode }),
+        ToPrefill::Granted(sequence, decode, lease) => {
+            let id = lease.lease;
+            if !tell(PrefillEvent::Granted { sequence, decode, lease }) {
+                let _ = directory.to_decode(decode, DecodeEvent::Returned(id));
+            }
+        }
+        ToPrefill::Refused(sequence, decode) => _ = tell(PrefillEvent::LeaseRefused { sequence, decode }),
+    }
+}
+
+fn to_decode(directory: &Directory, sender: &Sender, device: DeviceId, message: ToDecode) {
+    let port = directory.device(device);
+    let tell = |event| port.is_some_and(|port| port.decode.cast(DecodeMessage::Event(event)));
+    match message {
+        ToDecode::LeaseAsked(request, prefill) => {
+            let request = Arc::new(request.into_request(clock::now()));
+            let sequence = request.sequence;
+            if !tell(DecodeEvent::LeaseAsked { request, prefill }) {
+                let _ = directory.to_prefill(prefill, PrefillEvent::LeaseRefused { sequence, decode: device });
+            }
+        }
+        ToDecode::WriterLost(prefill) => _ = tell(DecodeEvent::WriterLost(prefill)),
+        ToDecode::Returned(lease) => {
+            if port.is_some_and(|port| may_end(port, sender, lease)) {
+                let _ = tell(DecodeEvent::Returned(lease));
+            }
+        }
+        ToDecode::HandedOver(hand_over) => {
+            if port.is_some_and(|port| may_end(port, sender, hand_over.lease)) {
+                let _ = tell(DecodeEvent::HandedOver(hand_over));
+            }
+        }
+    }
+}
+
+/// Whether the lease is the sender's, or is over: then whoever gave it up is told so.
+fn may_end(port: &DevicePort, sender: &Sender, lease: LeaseId) -> bool {
+    let is_its = port.landing.prefill_of(lease).is_none_or(|prefill| prefill.node() == sender.node);
+    if !is_its {
+        tracing::warn!(peer = %sender.name, %lease, "a peer would end a lease that is not its own");
+    }
+    is_its
+}
+
+fn to_gateway(directory: &Directory, sender: &Sender, message: ToGateway) {
+    let keeper = &directory.keeper;
+    let router = |message| {
+        // A router that has died is told of all streams when it is back.
+        let _ = directory.router.cast(message);
+    };
+    match message {
+        ToGateway::Started(sequence) if keeper.is_with(sequence, sender.node) => {
+            router(RouterMessage::Started(sequence));
+        }
+        ToGateway::Refused(sequence) if keeper.is_with(sequence, sender.node) => {
+            router(RouterMessage::Refused(sequence));
+        }
+        ToGateway::Undelivered(sequence) if keeper.is_with(sequence, sender.node) => {
+            router(RouterMessage::Undelivered(sequence));
+        }
+        ToGateway::Lost(sequence) if keeper.is_with(sequence, sender.node) => {
+            keeper.lost(directory, sequence, Loss::Elsewhere);
+        }
+        // Of a sequence that has gone elsewhere meanwhile.
+        ToGateway::Started(_) | ToGateway::Refused(_) | ToGateway::Undelivered(_) | ToGateway::Lost(_) => {}
+        ToGateway::DeviceLost(device, stepping) => directory.keep_lost(device, &stepping),
+        ToGateway::RoleLost(device, role) => keeper.role_lost(directory, device, role),
+        ToGateway::PrefixChanged(device, epoch, batch) => {
+            router(RouterMessage::PrefixChanged { device, epoch, batch });
+        }
+    }
+}
+
+async fn obey(directory: &Directory, order: Order) -> ControlReply {
+    match directory.obey(order, ORDER_PATIENCE).await {
+        Ok(()) => ControlReply::Taken,
+        Err(reason) => ControlReply::Refused(reason),
+    }
+}
+
+fn status(directory: &Directory) -> ControlReply {
+    match serde_json::to_string(&directory.node_report()) {
+        Ok(json) => ControlReply::Status(json),
+        Err(error) => ControlReply::Refused(error.to_string()),
+    }
+}
+
+impl Directory {
+    /// An operator's order, for the coordinator of this process.
+    ///
+    /// # Errors
+    /// Why it is not carried out, in words for the operator.
+    pub(crate) async fn obey(&self, order: Order, patience: Duration) -> Result<(), String> {
+        let (reply, answered) = oneshot::channel();
+        if !self.coordinator.cast(CoordinatorMessage::Order { order, reply }) {
+            return Err("the coordinator is being restarted: try again".to_owned());
+        }
+        match timeout(patience, answered).await {
+            Ok(Ok(answer)) => answer,
+            _ => Err("the coordinator did not answer in time: try again".to_owned()),
+        }
+    }
+
+    /// A device's pool is gone: its sequences of this gateway are sent again.
+    pub(crate) fn keep_lost(&self, device: DeviceId, stepping: &Stepping) {
+        match stepping {
+            Stepping::Nothing => self.keeper.device_lost(self, device, &[]),
+            Stepping::These(sequences) => self.keeper.device_lost(self, device, sequences),
+            Stepping::AllThatRun => self.keeper.device_lost(self, device, &self.keeper.running_on(device)),
+        }
+    }
+}
