@@ -108,6 +108,7 @@ pub type StepHook = Box<dyn FnMut(u64, &StepPlan<'_>) -> Fault + Send>;
 pub struct ScriptedModel {
     limits: StepLimits,
     kv: Arc<ScriptedKv>,
+    shares_kv: bool,
     script: Arc<Script>,
     pace: Option<Pace>,
     hook: Option<StepHook>,
@@ -152,6 +153,7 @@ impl ScriptedModel {
         Self {
             limits,
             kv,
+            shares_kv: false,
             script: Arc::default(),
             pace: None,
             hook: None,
@@ -160,6 +162,16 @@ impl ScriptedModel {
             num_steps: 0,
             step: None,
         }
+    }
+
+    /// The same, with its pool in memory that other processes of the host can be let into, to read.
+    ///
+    /// # Errors
+    /// Transient: memory is short.
+    pub fn with_shared_kv(mut self) -> Result<Self, ComputeError> {
+        self.shares_kv = true;
+        self.reset()?;
+        Ok(self)
     }
 
     /// The same, saying what a script says.
@@ -317,7 +329,11 @@ impl StepModel for ScriptedModel {
 
     fn reset(&mut self) -> Result<(), ComputeError> {
         self.step = None;
-        self.kv = Arc::new(ScriptedKv::new(self.kv.layout(), self.limits.num_blocks));
+        let (layout, num_blocks) = (self.kv.layout(), self.limits.num_blocks);
+        self.kv = Arc::new(match self.shares_kv {
+            true => ScriptedKv::shareable(layout, num_blocks)?,
+            false => ScriptedKv::new(layout, num_blocks),
+        });
         Ok(())
     }
 }

@@ -1,13 +1,14 @@
 //! The KV pool of a [`super::ScriptedModel`]: real block bytes that are handed out without a copy and never change under a reader.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use relevo_wire::{BLOCK_TOKENS, BlockIndex, KvLayout, LayerIndex};
+use relevo_wire::{BLOCK_TOKENS, BlockIndex, ElementType, KvLayout, LayerIndex, SharedRegion};
 
 use super::scripted::mix;
 use super::step::KvMemory;
 use crate::compute::ComputeError;
+use crate::cpu::KvPool;
 
 /// Blocks that keep one word for each token, spread over all its key and value elements: as far as they hold more than eight bytes, by further
 /// words that the first one makes up.
@@ -17,7 +18,27 @@ use crate::compute::ComputeError;
 pub(super) struct ScriptedKv {
     layout: KvLayout,
     num_blocks: usize,
-    blocks: Vec<Mutex<Bytes>>,
+    blocks: Blocks,
+}
+
+/// Where the bytes of the (layer, block)s lie.
+enum Blocks {
+    /// Each by itself, in memory that is this process's alone.
+    Apart(Vec<Mutex<Bytes>>),
+    /// In memory that other processes of the host can be let into. Each reader of a (layer, block) holds a clone of its pin.
+    Shareable { pool: KvPool, pins: Vec<Mutex<Arc<()>>> },
+}
+
+/// A (layer, block) as readers hold it.
+struct Pinned {
+    bytes: Bytes,
+    _pin: Arc<()>,
+}
+
+impl AsRef<[u8]> for Pinned {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl ScriptedKv {
@@ -28,7 +49,16 @@ impl ScriptedKv {
         let byte_len = layout.layer_block_bytes();
         let num_slots = num_blocks * layout.num_layers as usize;
         let blocks = (0..num_slots).map(|_| Mutex::new(BytesMut::zeroed(byte_len).freeze())).collect();
-        Self { layout, num_blocks, blocks }
+        Self { layout, num_blocks, blocks: Blocks::Apart(blocks) }
+    }
+
+    /// [`ScriptedKv::new`] in memory that other processes of the host can be let into.
+    pub(super) fn shareable(layout: KvLayout, num_blocks: usize) -> Result<Self, ComputeError> {
+        // Nobody computes with these elements: what counts is how long they are.
+        let element = if layout.element == ElementType::Bf16 { ElementType::F16 } else { layout.element };
+        let pool = KvPool::shareable(KvLayout { element, ..layout }, num_blocks)?;
+        let pins = (0..num_blocks * layout.num_layers as usize).map(|_| Mutex::default()).collect();
+        Ok(Self { layout, num_blocks, blocks: Blocks::Shareable { pool, pins } })
     }
 
     /// Keeps a token's word.
@@ -40,28 +70,28 @@ impl ScriptedKv {
         word: u64,
     ) -> Result<(), ComputeError> {
         let element_bytes = self.layout.element.byte_len();
-        self.edit(layer, block, |bytes| {
+        self.edit(layer, block, |put| {
             let mut written = 0;
             let mut current = [0; 8];
             for offset in elements(self.layout, slot) {
                 if written % 8 == 0 {
                     current = nth_word(word, written / 8).to_le_bytes();
                 }
-                bytes[offset..][..element_bytes].copy_from_slice(&current[written % 8..][..element_bytes]);
+                put(offset, &current[written % 8..][..element_bytes])?;
                 written += element_bytes;
             }
+            Ok(())
         })
     }
 
     /// The words of a block's tokens, out of every byte of theirs.
     pub(super) fn load(&self, layer: LayerIndex, block: BlockIndex) -> [u64; BLOCK_TOKENS] {
-        let bytes = self.lock(layer, block);
-        std::array::from_fn(|slot| self.read_word(&bytes, slot))
+        self.look(layer, block, |bytes| std::array::from_fn(|slot| self.read_word(bytes, slot)))
     }
 
     /// The word of one token.
     pub(super) fn load_slot(&self, layer: LayerIndex, block: BlockIndex, slot: usize) -> u64 {
-        self.read_word(&self.lock(layer, block), slot)
+        self.look(layer, block, |bytes| self.read_word(bytes, slot))
     }
 
     /// What a word reads as once it has been stored.
@@ -88,28 +118,62 @@ impl ScriptedKv {
         if read % 8 == 0 { folded } else { fold(folded, u64::from_le_bytes(current), read / 8) }
     }
 
-    fn edit(&self, layer: LayerIndex, block: BlockIndex, write: impl FnOnce(&mut [u8])) -> Result<(), ComputeError> {
-        let mut bytes = self.lock(layer, block);
-        match std::mem::take(&mut *bytes).try_into_mut() {
-            Ok(mut own) => {
-                write(&mut own);
+    /// Lets `write` put bytes into a (layer, block), each piece to its offset, which must be inside.
+    fn edit(
+        &self,
+        layer: LayerIndex,
+        block: BlockIndex,
+        write: impl FnOnce(&mut dyn FnMut(usize, &[u8]) -> Result<(), ComputeError>) -> Result<(), ComputeError>,
+    ) -> Result<(), ComputeError> {
+        let slot = self.slot(layer, block);
+        let is_read = || {
+            let (block, layer) = (block.0, layer.0);
+            ComputeError::Plan(format!("block {block} of layer {layer} is written while it is still read"))
+        };
+        match &self.blocks {
+            Blocks::Apart(blocks) => {
+                let mut bytes = lock(&blocks[slot]);
+                let mut own = match std::mem::take(&mut *bytes).try_into_mut() {
+                    Ok(own) => own,
+                    Err(shared) => {
+                        *bytes = shared;
+                        return Err(is_read());
+                    }
+                };
+                let written = write(&mut |offset, piece| {
+                    own[offset..][..piece.len()].copy_from_slice(piece);
+                    Ok(())
+                });
                 *bytes = own.freeze();
-                Ok(())
+                written
             }
-            Err(shared) => {
-                *bytes = shared;
-                Err(ComputeError::Plan(format!(
-                    "block {} of layer {} is written while it is still read",
-                    block.0, layer.0
-                )))
+            Blocks::Shareable { pool, pins } => {
+                let mut pin = lock(&pins[slot]);
+                Arc::get_mut(&mut pin).ok_or_else(is_read)?;
+                write(&mut |offset, piece| pool.write_at(layer, block, offset, piece))
             }
         }
     }
 
-    fn lock(&self, layer: LayerIndex, block: BlockIndex) -> MutexGuard<'_, Bytes> {
-        let index = layer.0 as usize * self.num_blocks + block.0 as usize;
-        self.blocks[index].lock().unwrap_or_else(PoisonError::into_inner)
+    /// Lets `read` see a (layer, block) as it is now.
+    fn look<R>(&self, layer: LayerIndex, block: BlockIndex, read: impl FnOnce(&[u8]) -> R) -> R {
+        let slot = self.slot(layer, block);
+        match &self.blocks {
+            Blocks::Apart(blocks) => read(&lock(&blocks[slot])),
+            Blocks::Shareable { pool, pins } => {
+                let _alone = lock(&pins[slot]);
+                read(&pool.read(layer, block))
+            }
+        }
     }
+
+    fn slot(&self, layer: LayerIndex, block: BlockIndex) -> usize {
+        layer.0 as usize * self.num_blocks + block.0 as usize
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl KvMemory for ScriptedKv {
@@ -122,14 +186,21 @@ impl KvMemory for ScriptedKv {
     }
 
     fn read(&self, layer: LayerIndex, block: BlockIndex) -> Bytes {
-        self.lock(layer, block).clone()
+        let slot = self.slot(layer, block);
+        match &self.blocks {
+            Blocks::Apart(blocks) => lock(&blocks[slot]).clone(),
+            Blocks::Shareable { pool, pins } => {
+                let pin = Arc::clone(&lock(&pins[slot]));
+                Bytes::from_owner(Pinned { bytes: pool.read(layer, block), _pin: pin })
+            }
+        }
     }
 
     fn write_at(&self, layer: LayerIndex, block: BlockIndex, offset: usize, bytes: &[u8]) -> Result<(), ComputeError> {
         let (num_layers, byte_len) = (self.layout.num_layers, self.layout.layer_block_bytes());
         let end = offset.checked_add(bytes.len()).filter(|end| *end <= byte_len);
         let is_inside = layer.0 < num_layers && (block.0 as usize) < self.num_blocks;
-        let Some(end) = end.filter(|_| is_inside) else {
+        if end.is_none() || !is_inside {
             return Err(ComputeError::Plan(format!(
                 "{} bytes at {offset} for layer {} block {}, the pool has {num_layers} layers of {} blocks of {byte_len} bytes",
                 bytes.len(),
@@ -137,8 +208,15 @@ impl KvMemory for ScriptedKv {
                 block.0,
                 self.num_blocks
             )));
-        };
-        self.edit(layer, block, |own| own[offset..end].copy_from_slice(bytes))
+        }
+        self.edit(layer, block, |put| put(offset, bytes))
+    }
+
+    fn shared_region(&self) -> Option<SharedRegion> {
+        match &self.blocks {
+            Blocks::Apart(_) => None,
+            Blocks::Shareable { pool, .. } => pool.shared_region(),
+        }
     }
 }
 
@@ -179,14 +257,42 @@ mod tests {
         ScriptedKv::new(KvLayout { num_layers: 2, num_kv_heads, key_dim, value_dim, element }, 3)
     }
 
-    fn shapes() -> [ScriptedKv; 5] {
-        [
+    /// Pools of many shapes, the small ones in both kinds of memory.
+    fn shapes() -> Vec<ScriptedKv> {
+        let small = [
             pool(1, 1, 1, ElementType::F32),
             pool(1, 1, 1, ElementType::F16),
             pool(2, 3, 5, ElementType::F16),
             pool(3, 7, 1, ElementType::F32),
-            pool(8, 64, 64, ElementType::Bf16),
-        ]
+            pool(1, 4, 2, ElementType::Bf16),
+        ];
+        let shareable: Vec<_> =
+            small.iter().map(|pool| ScriptedKv::shareable(pool.layout, pool.num_blocks).unwrap()).collect();
+        let large = pool(8, 64, 64, ElementType::Bf16);
+        small.into_iter().chain(shareable).chain([large]).collect()
+    }
+
+    #[test]
+    fn a_block_is_not_written_while_somebody_reads_it() {
+        for kv in shapes() {
+            let read = kv.read(LAYER, BLOCK);
+            let copy = read.clone();
+            drop(read);
+            assert!(kv.store(LAYER, BLOCK, 1, 7).is_err(), "{:?}", kv.layout);
+            assert!(copy.iter().all(|byte| *byte == 0));
+            drop(copy);
+            assert!(kv.store(LAYER, BLOCK, 1, 7).is_ok());
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn blocks_that_can_be_shared_lie_in_their_region() {
+        let layout = pool(1, 2, 3, ElementType::F16).layout;
+        let kv = ScriptedKv::shareable(layout, 3).unwrap();
+        let region = kv.shared_region().unwrap();
+        assert!(region.offset_of(&kv.read(LAYER, BLOCK)).is_some());
+        assert!(pool(1, 2, 3, ElementType::F16).shared_region().is_none());
     }
 
     #[test]
