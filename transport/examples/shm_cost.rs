@@ -130,7 +130,8 @@ async fn receive(options: Options) -> Result<(), Failure> {
     sender.stdin.take().ok_or("no way to the sender")?.write_all(ticket.as_bytes())?;
     let out = sender.stdout.take().ok_or("no way from the sender")?;
     let mut serving = JoinSet::new();
-    serving.spawn(async move { listener.serve(Arc::new(Pool(Arc::new(Mutex::new(memory))))).await });
+    let pool = Arc::new(Pool(Arc::new(Mutex::new(memory))));
+    serving.spawn(async move { listener.serve(move |_| Some(Arc::clone(&pool))).await });
     let (ours, figures) = tokio::task::spawn_blocking(move || follow(out)).await??;
     sender.wait()?;
     let [sent_gb, theirs, seconds, p50, p99] = figures[..] else { return Err("the sender has failed".into()) };
@@ -224,7 +225,7 @@ async fn send(address: ShmAddress, options: Options) -> Result<(), Failure> {
     std::io::stdin().read_exact(&mut ticket)?;
     let blocks = Arc::new(Blocks::new(pool_mib << 20, inline)?);
     let ticket = Ticket::from_bytes(ticket);
-    let (link, carried) = shm_link(address, ticket, blocks.region.clone(), 32, Patience::default());
+    let (link, carried) = shm_link(&address, ticket, blocks.region.clone(), 32, Patience::default())?;
     let mut tasks = JoinSet::new();
     tasks.spawn(carried);
     let layout = layout(block_kib)?;

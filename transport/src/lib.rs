@@ -21,7 +21,7 @@ mod frame;
 mod link;
 mod quic;
 mod receive;
-#[cfg(target_os = "linux")]
+#[cfg_attr(not(target_os = "linux"), path = "shm/elsewhere.rs")]
 mod shm;
 
 pub use frame::Frame;
@@ -31,5 +31,4 @@ pub use quic::{
     NodeEndpoint, PathFacts, Patience, QuicEndpoint, QuicError,
 };
 pub use receive::{FrameSink, FrameWriter, Refusal, receive_frame, serve_frames};
-#[cfg(target_os = "linux")]
-pub use shm::{NoShmAddress, ShmAddress, ShmListener, Ticket, shm_link};
+pub use shm::{NoShmAddress, ShmAddress, ShmDialError, ShmListener, Ticket, shm_link};

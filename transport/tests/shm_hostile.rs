@@ -16,7 +16,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use links::arena::{Arena, memory_file};
 use links::{ARENA, CAPACITY, DEADLINE, LAYOUT, Notes, blocks, dial_shm, frame, header, until};
-use relevo_transport::{Frame, FrameSender, Patience, PushError, ShmAddress, ShmListener, Ticket, shm_link};
+use relevo_transport::{
+    Frame, FrameSender, Patience, PushError, ShmAddress, ShmDialError, ShmListener, Ticket, shm_link,
+};
 use relevo_wire::{KvBlocksHeader, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES};
 use rustix::fs::{FallocateFlags, SealFlags, fallocate};
 use rustix::io::pwrite;
@@ -50,7 +52,7 @@ impl Scene {
         let listener = ShmListener::open(patience).unwrap();
         let (notes, mut tasks) = (Arc::new(Notes::default()), JoinSet::new());
         let (served, sink) = (listener.clone(), Arc::clone(&notes));
-        tasks.spawn(async move { served.serve(sink).await });
+        tasks.spawn(async move { served.serve(move |_| Some(Arc::clone(&sink))).await });
         let good = dial_shm(&listener, &ARENA, &mut tasks);
         Self { listener, notes, tasks, good, num_good: 0 }
     }
@@ -395,8 +397,8 @@ fn impostor(serve: impl FnOnce(BlockingStream) + Send + 'static) -> (ShmAddress,
     (address, std::thread::spawn(move || serve(listener.accept().unwrap().0)))
 }
 
-fn link(address: ShmAddress, arena: &Arena, patience: Patience) -> (FrameSender, JoinSet<()>) {
-    let (sender, carried) = shm_link(address, Ticket::random().unwrap(), arena.region(), CAPACITY, patience);
+fn link(address: &ShmAddress, arena: &Arena, patience: Patience) -> (FrameSender, JoinSet<()>) {
+    let (sender, carried) = shm_link(address, Ticket::random().unwrap(), arena.region(), CAPACITY, patience).unwrap();
     let mut tasks = JoinSet::new();
     tasks.spawn(carried);
     (sender, tasks)
@@ -412,7 +414,7 @@ async fn blocks_stay_pinned_until_their_answer_or_the_end_of_their_link() {
     let (address, peer) = impostor(|mut stream| drop(stream.read_to_end(&mut Vec::new())));
     let arena = Arena::new(1 << 20);
     let patience = Patience { answer: Duration::from_millis(600), ..Patience::default() };
-    let (sender, _tasks) = link(address, &arena, patience);
+    let (sender, _tasks) = link(&address, &arena, patience);
     let frame = frame_of(&arena);
     assert_eq!(arena.num_holders(), 2);
     let gave_up = Duration::from_millis(50);
@@ -437,7 +439,7 @@ async fn a_link_whose_peer_says_what_nobody_asked_or_nonsense_is_closed() {
             let _ = stream.read_to_end(&mut Vec::new());
         });
         let arena = Arena::new(1 << 20);
-        let (sender, _tasks) = link(address, &arena, Patience::default());
+        let (sender, _tasks) = link(&address, &arena, Patience::default());
         if is_asked {
             assert_eq!(sender.push(frame_of(&arena), DEADLINE).await, Err(PushError::Closed));
         }
@@ -447,11 +449,40 @@ async fn a_link_whose_peer_says_what_nobody_asked_or_nonsense_is_closed() {
 }
 
 #[tokio::test]
-async fn a_link_that_finds_nobody_is_closed() {
+async fn a_link_that_finds_nobody_is_refused_at_once() {
     let nowhere: ShmAddress = "relevo-kv-00000000000000000000000000000000".parse().unwrap();
-    let (sender, _tasks) = link(nowhere, &ARENA, Patience::default());
-    assert_eq!(sender.push(frame(1), DEADLINE).await, Err(PushError::Closed));
-    assert!(sender.is_closed());
+    let refused = shm_link(&nowhere, Ticket::random().unwrap(), ARENA.region(), CAPACITY, Patience::default());
+    assert!(matches!(refused.err(), Some(ShmDialError::Unreachable(_))));
+    let listener = ShmListener::open(Patience::default()).unwrap();
+    let gone = listener.address().clone();
+    drop(listener);
+    let refused = shm_link(&gone, Ticket::random().unwrap(), ARENA.region(), CAPACITY, Patience::default());
+    assert!(matches!(refused.err(), Some(ShmDialError::Unreachable(_))));
+}
+
+#[tokio::test]
+async fn a_peer_that_is_parted_from_is_out_in_the_middle_of_a_frame_and_others_stay() {
+    let mut scene = Scene::new(Patience::default());
+    scene.others_notice_nothing().await;
+    let file = memory_file(MEMORY_BYTES, SEALED);
+    let mut halfway = scene.greet(file.as_fd());
+    halfway.write_all(&wire(&good_header(), &[(INLINE, BLOCK); 3])).await.unwrap();
+    halfway.write_all(&[0; 5]).await.unwrap();
+    until("it is let in", || scene.notes.num_admitted() > 1).await;
+    let unused = scene.ticket();
+    scene.listener.part_from("device-9");
+    assert!(is_closed(&mut halfway).await);
+    assert!(is_closed(&mut scene.greet_with(&greeting(&unused), &[file.as_fd()])).await, "its ticket is void");
+    scene.others_notice_nothing().await;
+}
+
+#[tokio::test]
+async fn a_peer_without_a_sink_is_refused() {
+    let listener = ShmListener::open(Patience::default()).unwrap();
+    let (served, mut tasks) = (listener.clone(), JoinSet::new());
+    tasks.spawn(async move { served.serve(|_| None::<Arc<Notes>>).await });
+    let link = dial_shm(&listener, &ARENA, &mut tasks);
+    assert_eq!(link.push(frame(1), DEADLINE).await, Err(PushError::Closed));
 }
 
 #[tokio::test]

@@ -13,9 +13,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::greeting::{self, GreetingError};
+use super::guests::{Guest, Guests};
 use super::peer_memory::{PeerMemory, PeerMemoryError};
 use super::receiving;
-use super::ticket::{Expected, Ticket};
+use super::ticket::Ticket;
 use crate::quic::Patience;
 use crate::receive::FrameSink;
 
@@ -48,9 +49,14 @@ impl ShmAddress {
         Ok(Self(format!("{NAME}{digits}")))
     }
 
-    /// As the system wants it: a leading zero says that it is abstract.
-    pub(super) fn path(&self) -> PathBuf {
+    /// As tokio wants it: a leading zero says that it is abstract.
+    fn path(&self) -> PathBuf {
         PathBuf::from(format!("\0{}", self.0))
+    }
+
+    /// The abstract name.
+    pub(super) fn name(&self) -> &[u8] {
+        self.0.as_bytes()
     }
 }
 
@@ -77,7 +83,7 @@ impl FromStr for ShmAddress {
 pub struct ShmListener {
     socket: Arc<UnixListener>,
     address: ShmAddress,
-    expected: Arc<Mutex<Expected>>,
+    guests: Arc<Mutex<Guests>>,
     patience: Patience,
 }
 
@@ -92,6 +98,8 @@ enum NotLetIn {
     Greeting(#[from] GreetingError),
     #[error("nobody with the peer's ticket is expected")]
     Unexpected,
+    #[error("no blocks are taken from {0}")]
+    Unwanted(String),
     #[error(transparent)]
     Memory(#[from] PeerMemoryError),
     #[error("the peer's user is not known")]
@@ -106,7 +114,7 @@ impl ShmListener {
     pub fn open(patience: Patience) -> io::Result<Self> {
         let address = ShmAddress::random().map_err(io::Error::other)?;
         let socket = Arc::new(UnixListener::bind(address.path())?);
-        Ok(Self { socket, address, expected: Arc::default(), patience })
+        Ok(Self { socket, address, guests: Arc::default(), patience })
     }
 
     /// Where it is found.
@@ -116,11 +124,17 @@ impl ShmListener {
 
     /// Lets in who shows `ticket`, once and within half a minute, as `peer`. Both must know it already over a connection that knows who they are.
     pub fn expect(&self, ticket: Ticket, peer: &str) {
-        self.expected().add(ticket, peer.to_owned(), Instant::now());
+        self.guests().expect(ticket, peer, Instant::now());
     }
 
-    /// Serves those who are let in. Never ends; its connections end with it when it is dropped.
-    pub async fn serve(&self, sink: Arc<impl FrameSink>) {
+    /// Ends the connections of a peer. It comes in again only by a ticket that is agreed on from here on.
+    pub fn part_from(&self, peer: &str) {
+        self.guests().part_from(peer);
+    }
+
+    /// Serves those who are let in; their blocks go to the sink that `sink_of` has for the peer, without one its connection is closed. Never ends; its
+    /// connections end with it when it is dropped.
+    pub async fn serve<S: FrameSink>(&self, sink_of: impl Fn(&str) -> Option<Arc<S>> + Clone + Send + Sync + 'static) {
         let mut connections = JoinSet::new();
         loop {
             let stream = match self.socket.accept().await {
@@ -136,40 +150,49 @@ impl ShmListener {
                 tracing::warn!("refused: {MAX_CONNECTIONS} connections are open");
                 continue;
             }
-            connections.spawn(self.clone().serve_one(stream, Arc::clone(&sink)));
+            connections.spawn(self.clone().serve_one(stream, sink_of.clone()));
         }
     }
 
-    async fn serve_one(self, stream: UnixStream, sink: Arc<impl FrameSink>) {
+    async fn serve_one<S: FrameSink>(self, stream: UnixStream, sink_of: impl Fn(&str) -> Option<Arc<S>>) {
         let patience = self.patience.frame;
         let let_in = self.let_in(&stream, patience).await;
         // A listener that nobody serves any more closes, though a connection is still there.
         drop(self);
-        let (peer, memory) = match let_in {
-            Ok(let_in) => let_in,
+        let unwanted = |guest: &Guest| NotLetIn::Unwanted(guest.peer.clone());
+        let wanted = let_in.and_then(|(guest, memory)| {
+            let sink = sink_of(&guest.peer).ok_or_else(|| unwanted(&guest))?;
+            Ok((guest, memory, sink))
+        });
+        let (Guest { peer, parted }, memory, sink) = match wanted {
+            Ok(wanted) => wanted,
             Err(error) => {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(%error, source, "a peer was refused");
                 return;
             }
         };
-        receiving::serve(stream, memory, &peer, sink, patience).await;
+        tokio::select! {
+            biased;
+            _ = parted => tracing::debug!(peer, "a connection ends with its peer"),
+            () = receiving::serve(stream, memory, &peer, sink, patience) => {}
+        }
     }
 
     /// Who has dialled, and the memory that it carries from.
-    async fn let_in(&self, stream: &UnixStream, patience: Duration) -> Result<(String, PeerMemory), NotLetIn> {
+    async fn let_in(&self, stream: &UnixStream, patience: Duration) -> Result<(Guest, PeerMemory), NotLetIn> {
         // Before a byte is read: files of other users are not even taken.
         if stream.peer_cred()?.uid() != geteuid().as_raw() {
             return Err(NotLetIn::Stranger);
         }
         let greeted = timeout(patience, greeting::receive(stream)).await;
         let (ticket, file) = greeted.map_err(|_| NotLetIn::Slow(patience))??;
-        let peer = self.expected().take(&ticket, Instant::now()).ok_or(NotLetIn::Unexpected)?;
-        Ok((peer, PeerMemory::map(&file)?))
+        let guest = self.guests().let_in(&ticket, Instant::now()).ok_or(NotLetIn::Unexpected)?;
+        Ok((guest, PeerMemory::map(&file)?))
     }
 
-    fn expected(&self) -> MutexGuard<'_, Expected> {
-        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
+    fn guests(&self) -> MutexGuard<'_, Guests> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -16,6 +16,7 @@
 mod answer;
 mod frame_head;
 mod greeting;
+mod guests;
 mod listener;
 mod peer_memory;
 mod receiving;
@@ -23,5 +24,5 @@ mod sending;
 mod ticket;
 
 pub use listener::{NoShmAddress, ShmAddress, ShmListener};
-pub use sending::shm_link;
+pub use sending::{ShmDialError, shm_link};
 pub use ticket::Ticket;

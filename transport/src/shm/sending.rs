@@ -1,10 +1,11 @@
-//! The sending end: dials, tells where the blocks of each frame lie, and hands each answer to the one who waits for it.
+//! The sending end: dials, shows its ticket, tells where the blocks of each frame lie, and hands each answer to the one who waits for it.
 
 use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
 use relevo_wire::SharedRegion;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::geteuid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -26,10 +27,8 @@ const MEMORY_CHECK: Duration = Duration::from_secs(1);
 /// Why a link ends before its senders do.
 #[derive(Debug, thiserror::Error)]
 enum LinkError {
-    #[error("cannot dial")]
-    Dial(#[source] io::Error),
-    #[error("the listener is another user's")]
-    Stranger,
+    #[error("the ticket cannot be shown")]
+    Greet(#[source] io::Error),
     #[error("frames cannot be written")]
     Write(#[source] io::Error),
     #[error("answers cannot be read")]
@@ -44,22 +43,50 @@ enum LinkError {
     Silent(Duration),
 }
 
-/// A link to the listener at `address`, which must expect `ticket`, for blocks that lie in `region`; others it carries too, by their bytes. It holds
-/// at most `capacity` frames. The future dials, carries its frames and ends when every sender is gone, or the peer is, or the region's memory: to be
-/// spawned by the link's owner.
+/// Why there is no link by shared memory.
+#[derive(Debug, thiserror::Error)]
+pub enum ShmDialError {
+    /// The peer is on another host or in another network namespace, is gone, or has too many who dial it.
+    #[error("its socket cannot be dialled from here")]
+    Unreachable(#[source] io::Error),
+    /// The listener is another user's.
+    #[error("it is another user's process")]
+    Stranger,
+}
+
+/// Dials the listener at `address`, which must expect `ticket`, without waiting: a link for blocks that lie in `region`; others it carries too, by their
+/// bytes. It holds at most `capacity` frames. The future carries its frames and ends when every sender is gone, or the peer is, or the region's
+/// memory: to be spawned by the link's owner. Must be called in a tokio runtime.
+///
+/// # Errors
+/// See [`ShmDialError`].
 pub fn shm_link(
-    address: ShmAddress,
+    address: &ShmAddress,
     ticket: Ticket,
     region: SharedRegion,
     capacity: usize,
     patience: Patience,
-) -> (FrameSender, impl Future<Output = ()> + Send + 'static) {
+) -> Result<(FrameSender, impl Future<Output = ()> + Send + 'static), ShmDialError> {
+    let stream = dial(address).map_err(ShmDialError::Unreachable)?;
+    // Names are anybody's to take: without a listener of ours, one of another user's could be there.
+    if stream.peer_cred().map_err(ShmDialError::Unreachable)?.uid() != geteuid().as_raw() {
+        return Err(ShmDialError::Stranger);
+    }
     let (sender, frames) = link("shm", capacity);
-    (sender, carry(Dialled { address, ticket, region }, frames, patience.answer))
+    Ok((sender, carry(Dialled { stream, address: address.clone(), ticket, region }, frames, patience.answer)))
 }
 
-/// Whom to dial, and with what.
+/// Whether somebody listens is known at once, without a round trip.
+fn dial(address: &ShmAddress) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new_abstract_name(address.name())?)?;
+    UnixStream::from_std(socket.into())
+}
+
+/// Whom this is a link to, and with what.
 struct Dialled {
+    stream: UnixStream,
     address: ShmAddress,
     ticket: Ticket,
     region: SharedRegion,
@@ -85,14 +112,9 @@ async fn carry_until_lost(
     frames: mpsc::Receiver<Delivery>,
     patience: Duration,
 ) -> Result<(), LinkError> {
-    let Dialled { address, ticket, region } = dialled;
-    let stream = UnixStream::connect(address.path()).await.map_err(LinkError::Dial)?;
-    // Names are anybody's to take: without a listener of ours, one of another user's could be there.
-    if stream.peer_cred().map_err(LinkError::Dial)?.uid() != geteuid().as_raw() {
-        return Err(LinkError::Stranger);
-    }
+    let Dialled { stream, ticket, region, .. } = dialled;
     let greeted = timeout(patience, greeting::present(&stream, &ticket, region.file())).await;
-    greeted.map_err(|_| LinkError::Silent(patience))?.map_err(LinkError::Dial)?;
+    greeted.map_err(|_| LinkError::Silent(patience))?.map_err(LinkError::Greet)?;
     let (incoming, outgoing) = stream.into_split();
     // As many as the link holds, so that it never fills.
     let (sent, answers_due) = mpsc::channel(frames.max_capacity());

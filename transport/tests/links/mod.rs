@@ -97,7 +97,9 @@ impl Link {
         match way_in {
             WayIn::InProcess(receiver) => drop(tasks.spawn(serve_frames(receiver, sink))),
             WayIn::Quic(ends) => ends.serve(&mut tasks, sink),
-            WayIn::Shm(listener) => drop(tasks.spawn(async move { listener.serve(sink).await })),
+            WayIn::Shm(listener) => {
+                drop(tasks.spawn(async move { listener.serve(move |_| Some(Arc::clone(&sink))).await }))
+            }
         }
         (sender, tasks)
     }
@@ -131,7 +133,8 @@ impl Quic {
 pub fn dial_shm(listener: &ShmListener, arena: &Arena, tasks: &mut JoinSet<()>) -> FrameSender {
     let ticket = Ticket::random().unwrap();
     listener.expect(ticket.clone(), "device-0");
-    let (sender, carried) = shm_link(listener.address().clone(), ticket, arena.region(), CAPACITY, Patience::default());
+    let (sender, carried) =
+        shm_link(listener.address(), ticket, arena.region(), CAPACITY, Patience::default()).unwrap();
     tasks.spawn(carried);
     sender
 }

@@ -33,6 +33,11 @@ impl SharedRegion {
         self.owner.strong_count() > 0
     }
 
+    /// Whether this is the same file, mapped by the same owner.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.file, &other.file)
+    }
+
     /// Where in the file `bytes` lie; nothing if they do not lie there as a whole.
     pub fn offset_of(&self, bytes: &[u8]) -> Option<usize> {
         let offset = bytes.as_ptr().addr().checked_sub(self.addresses.start)?;
@@ -77,6 +82,7 @@ mod tests {
         let memory = Arc::new(vec![0; 100]);
         let whole = region(&memory, 0..usize::MAX);
         assert!(whole.is_alive() && whole.offset_of(&memory).is_some());
+        assert!(whole.is(&whole.clone()) && !whole.is(&region(&memory, 0..usize::MAX)));
         let other = vec![0; 10];
         drop(memory);
         assert!(!whole.is_alive());
