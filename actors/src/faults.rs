@@ -67,6 +67,11 @@ pub enum Fault {
         /// Counted from 1.
         frame: u64,
     },
+    /// The link that carries the n-th frame to another node breaks under it.
+    BreakLink {
+        /// Counted from 1.
+        frame: u64,
+    },
     /// The n-th lease expires at once, whatever arrives under it.
     ExpireLease {
         /// Counted from 1.
@@ -101,6 +106,8 @@ pub enum FrameFault {
     Drop,
     /// A byte changes.
     Corrupt,
+    /// Its link breaks.
+    Break,
 }
 
 /// The switches of one cluster.
@@ -196,6 +203,7 @@ impl FaultSwitches {
         self.state().faults.iter().find_map(|fault| match fault {
             Fault::DropFrame { frame } if *frame == count => Some(FrameFault::Drop),
             Fault::CorruptFrame { frame } if *frame == count => Some(FrameFault::Corrupt),
+            Fault::BreakLink { frame } if *frame == count => Some(FrameFault::Break),
             _ => None,
         })
     }

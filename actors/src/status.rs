@@ -35,7 +35,7 @@ pub struct NodeStatus {
     pub links: Vec<LinkStatus>,
 }
 
-/// A control connection to another node, and the path that it has measured.
+/// A control connection to another node, and the path that it has measured. KV blocks have links of their own beside it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LinkStatus {
@@ -45,6 +45,8 @@ pub struct LinkStatus {
     pub address: String,
     /// What carries it.
     pub carrier: String,
+    /// What carries KV blocks to the other node: `quic`, `shm`, both joined by `+` if devices differ, nothing while none were sent.
+    pub kv_carrier: String,
     /// The latest estimate of a round trip, in microseconds.
     pub round_trip_us: u64,
     /// Packets sent.

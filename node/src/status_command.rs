@@ -120,9 +120,10 @@ fn device_lines(device: &DeviceStatus) -> [String; 3] {
 
 fn link_line(link: &LinkStatus) -> String {
     format!(
-        "    to {} by {}: {} us, {} of {} packets lost, {} sent, {} received, {} bytes a packet",
+        "    to {} by {}{}: {} us, {} of {} packets lost, {} sent, {} received, {} bytes a packet",
         link.peer,
         link.carrier,
+        if link.kv_carrier.is_empty() { String::new() } else { format!(", KV blocks by {}", link.kv_carrier) },
         terminal::thousands(link.round_trip_us),
         link.lost_packets,
         terminal::thousands(link.sent_packets),
@@ -181,6 +182,7 @@ mod tests {
         let link = LinkStatus {
             peer: "decode-0".into(),
             carrier: "quic".into(),
+            kv_carrier: "shm".into(),
             round_trip_us: 1234,
             sent_packets: 5000,
             lost_packets: 1,
@@ -216,7 +218,7 @@ relevo pid 7, epoch 3, gateway
   cpu0 (prefill + decode)  epoch 2, 12,345 steps, 0 running, 0 waiting, 0 leases
     KV blocks: 1,000 free, 3 cached, 2 active, 1 leased
     prefix cache: 30 of 60 prompt tokens (50 %)
-    to decode-0 by quic: 1,234 us, 1 of 5,000 packets lost, 2.0 KiB sent, 0 B received, 1,452 bytes a packet
+    to decode-0 by quic, KV blocks by shm: 1,234 us, 1 of 5,000 packets lost, 2.0 KiB sent, 0 B received, 1,452 bytes a packet
 
 Supervision
   cluster running

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use relevo_transport::FrameSender;
 use relevo_wire::{ClusterMap, DeviceId, MapVersion, NodeEntry, NodeId, Role, Roles};
 
 use super::links::{Links, LinksError};
@@ -61,7 +62,9 @@ impl Directory {
         let node = options.network.as_ref().map_or(NodeId::ALONE, Network::node);
         let devices = (0u8..).map(|index| DeviceId::of(node, index)).zip(&options.devices);
         let peers = Arc::<Peers>::default();
-        let remote = options.network.as_ref().map(|network| RemoteLinks::new(network.endpoint.clone(), &peers));
+        let takes_blocks = !options.devices.is_empty();
+        let remote =
+            options.network.as_ref().map(|network| RemoteLinks::new(network, &peers, takes_blocks)).transpose()?;
         let links = Links::new(options.carrier, devices.clone().map(|(id, _)| id), remote)?;
         let port = |id, spec: &super::DeviceSpec| Arc::new(DevicePort::new(id, spec, options.epochs.clone()));
         Ok(Self {
@@ -117,6 +120,12 @@ impl Directory {
             Some(MessageFault::LoseReaders) => self.keeper.abandon_all(self),
             Some(MessageFault::Panic) => panic!("fault switch: {actor} panics"),
         }
+    }
+
+    /// The link for KV blocks from a device of this process to another; none if there is no way there.
+    pub(crate) async fn frame_link(&self, from: DeviceId, to: DeviceId) -> Option<FrameSender> {
+        let region = || self.device(from)?.kv_memory()?.shared_region();
+        self.links.sender(from, to, region).await
     }
 
     /// The last map that was published.

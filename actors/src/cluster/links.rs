@@ -1,20 +1,24 @@
 //! The links between devices: who sends KV blocks to whom, over what.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dashmap::DashMap;
+use relevo_transport::identity::Name;
 use relevo_transport::{
     EphemeralAuthority, EphemeralError, FrameSender, FrameSink, Patience, QuicEndpoint, QuicError, in_process,
     serve_frames,
 };
-use relevo_wire::{DeviceId, NodeId};
+use relevo_wire::{ControlReply, DeviceId, NodeId, SharedRegion};
 use tokio::task::JoinSet;
 
 use super::options::Carrier;
 use super::queues::Fill;
 use super::remote_links::RemoteLinks;
+use super::shared_memory::SharedMemory;
+use crate::peers::Peer;
 
 /// Frames that a link holds: a frame is a layer of a chunk.
 pub(super) const LINK_CAPACITY: usize = 32;
@@ -51,6 +55,9 @@ pub enum LinksError {
     /// The machine's fault.
     #[error("a device gets no port")]
     Endpoint(#[from] QuicError),
+    /// The machine's fault.
+    #[error("this system shares no memory, which transport.carrier insists on: set it to \"auto\"")]
+    Memory(#[from] io::Error),
 }
 
 impl Links {
@@ -83,10 +90,15 @@ impl Links {
         }
     }
 
-    /// The link of this pair, a new one if the last was closed.
-    pub(crate) fn sender(&self, from: DeviceId, to: DeviceId) -> Option<FrameSender> {
+    /// The link of this pair, a new one if the last was closed. `region` is where the sender's blocks lie.
+    pub(super) async fn sender(
+        &self,
+        from: DeviceId,
+        to: DeviceId,
+        region: impl FnOnce() -> Option<SharedRegion>,
+    ) -> Option<FrameSender> {
         if from.node() != to.node() {
-            return self.remote.as_ref()?.sender(from, to.node());
+            return self.remote.as_ref()?.sender(from, to.node(), region()).await;
         }
         match &self.local {
             LocalLinks::InProcess(senders) => senders.get(&to).map(|sender| sender.clone()),
@@ -94,11 +106,41 @@ impl Links {
         }
     }
 
-    /// A node is gone: the links to it are.
-    pub(crate) fn forget(&self, node: NodeId) {
+    /// Whether blocks for this device have a way there, as far as is known.
+    pub(crate) fn reach(&self, to: DeviceId) -> bool {
+        self.remote.as_ref().is_none_or(|remote| remote.reach(to.node()))
+    }
+
+    /// A node is gone: the links to it and from it are.
+    pub(crate) fn forget(&self, name: &Name) {
         if let Some(remote) = &self.remote {
-            remote.forget(node);
+            remote.forget(name);
         }
+    }
+
+    /// A fault: the link of this pair breaks, with the frames on it. Within a process there is none that could.
+    pub(crate) fn break_link(&self, from: DeviceId, to: DeviceId) {
+        if let Some(remote) = &self.remote {
+            remote.break_link(from, to.node());
+        }
+    }
+
+    /// Where other nodes of the host hand their blocks over.
+    pub(crate) fn memory(&self) -> Option<SharedMemory> {
+        self.remote.as_ref()?.memory()
+    }
+
+    /// Lets a link of shared memory in from a peer.
+    pub(crate) fn invite(&self, peer: &Peer) -> ControlReply {
+        match &self.remote {
+            Some(remote) => remote.invite(peer),
+            None => ControlReply::Refused("it is alone".to_owned()),
+        }
+    }
+
+    /// What carries blocks to a node now: carriers by name, none while nothing was sent.
+    pub(super) fn carriers_to(&self, node: NodeId) -> BTreeSet<&'static str> {
+        self.remote.as_ref().map(|remote| remote.carriers_to(node)).unwrap_or_default()
     }
 
     /// Frames on their way to `device`, until they are answered.

@@ -35,6 +35,18 @@ pub enum Carrier {
     Quic,
 }
 
+/// What carries KV blocks from this node to another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RemoteCarrier {
+    /// Shared memory to a node that shares this host, its network namespace and its user; else connections with mutual TLS.
+    #[default]
+    Auto,
+    /// Connections with mutual TLS, and nothing else.
+    Quic,
+    /// Shared memory, and nothing else: what cannot be reached by it gets nothing.
+    Shm,
+}
+
 /// A cluster, or this process's part of one.
 pub struct ClusterOptions {
     /// The process's name, in status.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use relevo_transport::identity::Name;
 use relevo_wire::{
     Beat, ClusterMap, ControlMessage, DeviceId, DeviceRole, Epoch, NodeId, PrefixBatch, Role, SentRequest, SequenceId,
     Stepping, ToDecode, ToGateway, ToPrefill, TokenBatch,
@@ -187,8 +188,9 @@ impl Directory {
     }
 
     /// A peer is gone, with its devices, its gateway and what they wanted.
-    pub(crate) fn peer_lost(&self, node: NodeId) {
-        self.links.forget(node);
+    pub(crate) fn peer_lost(&self, name: &Name) {
+        let node = NodeId::of_name(name.as_str());
+        self.links.forget(name);
         self.tell_router_who_is_there();
         for port in self.devices.values() {
             let _ = port.prefill.cast(PrefillMessage::Event(PrefillEvent::NodeLost(node)));

@@ -7,6 +7,7 @@ use relevo_wire::{ClusterMap, ControlMessage, ControlReply, NodeEntry, NodeId};
 use tokio::task::JoinSet;
 
 use super::directory::Directory;
+use super::links::Links;
 use crate::device::DevicePort;
 use crate::peers::{AskError, Peer};
 use crate::status::{ClusterStatus, DeviceStatus, LinkStatus, NodeStatus, QueueStatus};
@@ -90,7 +91,7 @@ impl Directory {
             epoch: self.incarnation,
             state: "linked".to_owned(),
             running_requests: if devices.is_empty() { keeper } else { running },
-            links: self.peers.all().iter().map(|peer| link(peer)).collect(),
+            links: self.peers.all().iter().map(|peer| link(peer, &self.links)).collect(),
             devices,
         };
         node.standing(&self.map())
@@ -104,12 +105,14 @@ impl Directory {
     }
 }
 
-fn link(peer: &Peer) -> LinkStatus {
+fn link(peer: &Peer, links: &Links) -> LinkStatus {
     let path = peer.connection.path();
+    let kv_carriers: Vec<_> = links.carriers_to(peer.node).into_iter().collect();
     LinkStatus {
         peer: peer.name.to_string(),
         address: peer.connection.address().to_string(),
         carrier: "quic".to_owned(),
+        kv_carrier: kv_carriers.join("+"),
         round_trip_us: u64::try_from(path.round_trip.as_micros()).unwrap_or(u64::MAX),
         sent_packets: path.sent_packets,
         lost_packets: path.lost_packets,

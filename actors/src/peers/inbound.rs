@@ -40,6 +40,7 @@ pub(super) async fn take(directory: &Directory, sender: &Sender, message: Contro
         ControlMessage::SetDraining(draining) => directory.set_draining(draining),
         ControlMessage::TellPrefixes(device) => directory.tell_prefixes(device),
         ControlMessage::AskStatus => return status(directory),
+        ControlMessage::AskMemoryLink => return invite(directory, sender),
     }
     ControlReply::Taken
 }
@@ -140,6 +141,14 @@ fn status(directory: &Directory) -> ControlReply {
     match serde_json::to_string(&directory.node_report()) {
         Ok(json) => ControlReply::Status(json),
         Err(error) => ControlReply::Refused(error.to_string()),
+    }
+}
+
+/// A peer without a link is not let in: nobody would let go of it when it is gone.
+fn invite(directory: &Directory, sender: &Sender) -> ControlReply {
+    match directory.peers.find(sender.node) {
+        Some(peer) => directory.links.invite(&peer),
+        None => ControlReply::Refused("the link to it is not up yet".to_owned()),
     }
 }
 

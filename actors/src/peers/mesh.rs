@@ -151,6 +151,10 @@ impl MeshState {
                 })
                 .await;
         });
+        if let Some(memory) = self.directory.links.memory() {
+            let directory = Arc::clone(&self.directory);
+            self.tasks.spawn(async move { memory.serve(directory).await });
+        }
         self.tasks.spawn(greet_arrivals(self.network.clone(), arrivals, self.myself.clone()));
     }
 

@@ -6,6 +6,8 @@ use relevo_transport::NodeEndpoint;
 use relevo_transport::identity::Name;
 use relevo_wire::{ModelFacts, NodeId, Roles};
 
+use crate::cluster::RemoteCarrier;
+
 /// What the cluster's secret is used for here, see [`blake3::derive_key`].
 const SESSION_CONTEXT: &str = "relevo 2026-11 ractor_cluster cookie";
 
@@ -24,6 +26,8 @@ pub struct Network {
     pub incarnation: u64,
     /// What it computes or serves.
     pub model: ModelFacts,
+    /// What carries its KV blocks to other nodes.
+    pub carrier: RemoteCarrier,
     /// Its name, as its certificate has it from the first to the last.
     pub name: Name,
 }

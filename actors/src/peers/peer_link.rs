@@ -357,7 +357,7 @@ impl PeerLinkState {
         if link.is_reachable {
             metrics::counter!("relevo_links_lost_total", "peer" => name.to_string()).increment(1);
             tracing::warn!(peer = %name, reason, "a link is lost");
-            directory.peer_lost(self.node);
+            directory.peer_lost(name);
         } else {
             tracing::debug!(peer = %name, reason, "a link has not come up");
         }

@@ -67,6 +67,7 @@ pub(super) fn may_say(sender: &Sender, message: &ControlMessage) -> bool {
         }
         ControlMessage::TellPrefixes(_) => sender.plays(Role::Gateway),
         ControlMessage::Left(device, _) => sender.computes() && sender.owns(*device),
+        ControlMessage::AskMemoryLink => sender.plays(Role::Prefill),
         ControlMessage::Order(_) => sender.plays(Role::Gateway) || sender.plays(Role::Operator),
         ControlMessage::AskStatus => {
             sender.plays(Role::Gateway) || sender.plays(Role::Coordinator) || sender.plays(Role::Operator)
@@ -141,6 +142,7 @@ mod tests {
             (ControlMessage::SetDraining(true), vec![Coordinator]),
             (ControlMessage::TellPrefixes(here), vec![Gateway]),
             (ControlMessage::AskStatus, vec![Gateway, Coordinator, Operator]),
+            (ControlMessage::AskMemoryLink, vec![Prefill]),
         ]
     }
 
@@ -174,6 +176,7 @@ mod tests {
                     | ControlMessage::SetDraining(_)
                     | ControlMessage::TellPrefixes(_)
                     | ControlMessage::AskStatus
+                    | ControlMessage::AskMemoryLink
             )
         };
         for (message, _) in messages(OTHER) {

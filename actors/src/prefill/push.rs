@@ -11,9 +11,9 @@ use relevo_wire::{DeviceId, KvBlocksHeader, KvLayout, LayerIndex, LeaseId, PROTO
 use tokio::sync::mpsc;
 use tracing::Instrument;
 
-use crate::cluster::{Fill, fill_of_weak};
+use crate::cluster::{Directory, Fill, fill_of_weak};
 use crate::device::GrantedLease;
-use crate::faults::{FaultSwitches, FrameFault};
+use crate::faults::FrameFault;
 use crate::traces::Hop;
 
 /// Jobs that a pusher holds: two chunks' worth of layers of a small model. More makes the engine wait, not the memory grow.
@@ -97,13 +97,10 @@ impl PushRoutes {
 
 /// What a pusher needs.
 pub(crate) struct Pusher {
-    /// The link to the decode device: asked for each frame, since one that was closed is replaced.
-    pub(crate) link: Box<dyn Fn() -> Option<FrameSender> + Send + Sync>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) from: DeviceId,
     pub(crate) to: DeviceId,
     pub(crate) layout: KvLayout,
-    pub(crate) faults: Arc<FaultSwitches>,
-    /// Told when a sequence's blocks cannot be delivered.
-    pub(crate) failed: Box<dyn Fn(SequenceId) + Send + Sync>,
 }
 
 impl Pusher {
@@ -122,7 +119,8 @@ impl Pusher {
                 PushError::LeaseGone => metrics::counter!("relevo_pushes_too_late_total").increment(1),
                 error => tracing::warn!(%sequence, %lease, %error, "blocks could not be pushed"),
             }
-            (self.failed)(sequence);
+            // It may have left its actor's hands by now: only the gateway knows whether it is still wanted.
+            self.directory.lost(sequence);
         }
     }
 
@@ -130,7 +128,8 @@ impl Pusher {
         let header = self.header(&job).ok_or(PushError::Mismatch)?;
         let mut resends = 0;
         loop {
-            let link = (self.link)().ok_or(PushError::Closed)?;
+            // Asked for each frame, since one that was closed is replaced.
+            let link = self.directory.frame_link(self.from, self.to).await.ok_or(PushError::Closed)?;
             let frame = Frame::new(&header, job.blocks.clone()).map_err(PushError::Malformed)?;
             let num_bytes = frame.payload_bytes();
             match self.send(&link, frame).await {
@@ -150,10 +149,15 @@ impl Pusher {
     }
 
     async fn send(&self, link: &FrameSender, frame: Frame) -> Result<(), PushError> {
-        let frame = match self.faults.on_frame() {
+        let frame = match self.directory.faults.on_frame() {
             None => frame,
             Some(FrameFault::Drop) => return Ok(()),
             Some(FrameFault::Corrupt) => damaged(frame),
+            Some(FrameFault::Break) => {
+                let breaks = async { self.directory.links.break_link(self.from, self.to) };
+                // In this order: the link breaks when it has the frame.
+                return tokio::join!(link.push(frame, PUSH_DEADLINE), breaks).0;
+            }
         };
         link.push(frame, PUSH_DEADLINE).await
     }

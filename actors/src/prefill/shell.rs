@@ -107,7 +107,7 @@ impl PrefillState {
             PrefillEffect::AskLease { decode, request } => {
                 let sequence = request.sequence;
                 let asked = DecodeEvent::LeaseAsked { request, prefill: self.port.id };
-                if !self.to_decode(decode, asked) {
+                if !self.directory.links.reach(decode) || !self.to_decode(decode, asked) {
                     self.handle(PrefillEvent::LeaseRefused { sequence, decode });
                 }
             }
@@ -153,16 +153,7 @@ impl PrefillState {
         }
         let layout = self.port.kv_memory()?.layout();
         let (jobs, receiver) = mpsc::channel(PUSH_CAPACITY);
-        let (links, directory) = (Arc::clone(&self.directory), Arc::clone(&self.directory));
-        let from = self.port.id;
-        let pusher = Pusher {
-            link: Box::new(move || links.links.sender(from, decode)),
-            to: decode,
-            layout,
-            faults: Arc::clone(&self.directory.faults),
-            // It may have left this actor's hands by now: only the gateway knows whether it is still wanted.
-            failed: Box::new(move |sequence| directory.lost(sequence)),
-        };
+        let pusher = Pusher { directory: Arc::clone(&self.directory), from: self.port.id, to: decode, layout };
         self.tasks.spawn(pusher.run(receiver));
         self.port.routes.set_pusher(decode, &jobs);
         self.pushers.insert(decode, jobs.clone());

@@ -144,7 +144,6 @@ impl Config {
         self.model.check()?;
         self.router.check()?;
         self.node.check()?;
-        self.transport.check()?;
         if self.devices.is_empty() {
             return Err(out_of_range("device", "empty", "at least one"));
         }
@@ -165,6 +164,25 @@ impl Config {
             }
         }
         self.log.check()
+    }
+
+    /// Refuses a carrier that does not go where blocks go: from one of many processes to another, or within the one that there is.
+    ///
+    /// # Errors
+    /// [`ConfigError::OutOfRange`].
+    pub fn check_carrier(&self, is_one_of_many: bool) -> Result<(), ConfigError> {
+        let key = "transport.carrier";
+        match self.transport.carrier {
+            CarrierChoice::Shm if !is_one_of_many => {
+                let expected = "\"auto\", \"in-process\" or \"quic\" where all devices are in one process";
+                Err(out_of_range(key, "\"shm\"", expected))
+            }
+            CarrierChoice::InProcess if is_one_of_many => {
+                let expected = "\"auto\", \"quic\" or \"shm\" in a cluster of many processes";
+                Err(out_of_range(key, "\"in-process\"", expected))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Refuses `[testing]` unless faults are allowed.
@@ -222,16 +240,6 @@ impl Node {
             return Err(out_of_range("node.listen", self.listen, "one address, or node.advertise beside it"));
         }
         within("node.expected_devices", self.expected_devices, 0..=65_536)
-    }
-}
-
-impl Transport {
-    fn check(&self) -> Result<(), ConfigError> {
-        let expected = "\"auto\", \"in-process\" or \"quic\": shared memory does not exist yet";
-        match self.carrier {
-            CarrierChoice::Shm => Err(out_of_range("transport.carrier", "\"shm\"", expected)),
-            _ => Ok(()),
-        }
     }
 }
 

@@ -99,7 +99,7 @@ section! {
 section! {
     /// How KV blocks travel from one device to another.
     Transport {
-        /// "auto" (the cheapest that reaches), "in-process" (buffers change hands) or "quic" (connections with mutual TLS).
+        /// "auto" (the cheapest that reaches), "quic" (connections with mutual TLS), between devices of one process "in-process" (buffers change hands), between processes of one host "shm" (memory that they share).
         carrier: CarrierChoice = CarrierChoice::Auto;
     }
 }
@@ -144,14 +144,14 @@ section! {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CarrierChoice {
-    /// The cheapest that reaches: within a process its memory.
+    /// The cheapest that reaches: within a process its memory, within a host shared memory, else connections.
     #[default]
     Auto,
     /// Buffers change hands.
     InProcess,
     /// Connections with mutual TLS.
     Quic,
-    /// Memory that processes of a host share: known by name, so that it is refused in words.
+    /// Memory that processes of a host share.
     Shm,
 }
 

@@ -84,16 +84,30 @@ fn a_value_out_of_range_names_key_value_and_range() {
         ("[[device]]\nroles = []", "device[0].roles is empty, expected \"prefill\", \"decode\" or both"),
         ("[[device]]\nroles = [\"decode\"]", "device.roles is without \"prefill\", expected it on at least one device"),
         ("device = []", "device is empty, expected at least one"),
-        (
-            "[transport]\ncarrier = \"shm\"",
-            "transport.carrier is \"shm\", expected \"auto\", \"in-process\" or \"quic\": shared memory does not exist yet",
-        ),
         ("[router]\nlease_ms = 1", "router.lease_ms is 1, expected 10 to 600000"),
     ];
     for (text, expected) in cases {
         assert_eq!(refusal(text), expected, "{text}");
     }
     assert!(refusal("[log]\nfilter = \"relevo=loud\"").starts_with("log.filter is \"relevo=loud\", expected"));
+}
+
+#[test]
+fn a_carrier_is_refused_where_it_does_not_go() {
+    let refusal = |carrier: &str, is_one_of_many| {
+        let config = parse(&format!("[transport]\ncarrier = \"{carrier}\"")).unwrap();
+        config.check_carrier(is_one_of_many).err().map(|error| error.to_string())
+    };
+    for is_one_of_many in [false, true] {
+        assert_eq!(refusal("auto", is_one_of_many), None);
+        assert_eq!(refusal("quic", is_one_of_many), None);
+    }
+    assert_eq!((refusal("in-process", false), refusal("shm", true)), (None, None));
+    let alone = "transport.carrier is \"shm\", expected \"auto\", \"in-process\" or \"quic\" where all devices are in one process";
+    assert_eq!(refusal("shm", false).as_deref(), Some(alone));
+    let many =
+        "transport.carrier is \"in-process\", expected \"auto\", \"quic\" or \"shm\" in a cluster of many processes";
+    assert_eq!(refusal("in-process", true).as_deref(), Some(many));
 }
 
 #[test]

@@ -13,14 +13,14 @@ use relevo_gpu::model::{
 };
 use relevo_gpu::weights::ModelFiles;
 use relevo_transport::identity::LiveIdentity;
-use relevo_wire::{BLOCK_TOKENS, ModelFacts, blocks_for_tokens};
+use relevo_wire::{BLOCK_TOKENS, ModelFacts, Role, blocks_for_tokens};
 
 use super::context;
 use super::facade::Source;
 use super::machine::Machine;
 use super::scripts::DeviceScript;
 use crate::cli::Failure;
-use crate::config::{Config, Device};
+use crate::config::{CarrierChoice, Config, Device};
 
 /// KV memory of a device where neither flag nor file says: room for 95,000 tokens of the default model.
 const DEFAULT_KV_BYTES: u64 = 2 << 30;
@@ -46,6 +46,8 @@ pub(super) struct PlannedDevice {
     engine: PlannedEngine,
     /// Absent where the prefix cache is switched off.
     prefix_identity: Option<PrefixIdentity>,
+    /// Its KV pool lies in memory that other processes of the host can be let into.
+    shares_kv: bool,
 }
 
 /// What runs on a device's engine thread.
@@ -74,7 +76,23 @@ pub(super) fn plan_of_node(
     identity: &LiveIdentity,
 ) -> Result<Vec<PlannedDevice>, Failure> {
     let secret = identity.present().cluster_secret();
-    plan_with(config, source, machine, PrefixIdentity { secret, content: model_facts(config, source).content })
+    let identity = PrefixIdentity { secret, content: model_facts(config, source).content };
+    let mut planned = plan_with(config, source, machine, identity)?;
+    for device in &mut planned {
+        device.shares_kv = shares_kv(config, &device.roles);
+    }
+    Ok(planned)
+}
+
+/// Whether other processes may read a device's KV pool: what it costs (the system gives such memory no huge pages unless it is told to) is saved
+/// where nothing is to be sent that way.
+fn shares_kv(config: &Config, roles: &[DeviceRole]) -> bool {
+    let prefills = config.node.roles.contains(&Role::Prefill) && roles.contains(&DeviceRole::Prefill);
+    match config.transport.carrier {
+        CarrierChoice::Shm => true,
+        CarrierChoice::Auto => prefills,
+        CarrierChoice::InProcess | CarrierChoice::Quic => false,
+    }
 }
 
 fn plan_with(
@@ -198,6 +216,7 @@ fn plan_cpu(
             pin: num_devices == 1 && !config.node.shares_machine,
         },
         prefix_identity: None,
+        shares_kv: false,
     })
 }
 
@@ -226,14 +245,15 @@ fn plan_scripted(
         plan: options.memory_plan(),
         engine: PlannedEngine::Scripted { rule: Arc::new(script.rule()), options, timings: script.timings() },
         prefix_identity: None,
+        shares_kv: false,
     })
 }
 
 impl PlannedDevice {
     /// The device as the cluster starts it. Its model is loaded when the engine starts; files stay mapped for the next epoch.
     pub(super) fn spec(&self) -> DeviceSpec {
-        let engine = self.engine.clone();
-        let mut spec = DeviceSpec::new(self.name.clone(), &self.roles, move || engine.load());
+        let (engine, shares_kv) = (self.engine.clone(), self.shares_kv);
+        let mut spec = DeviceSpec::new(self.name.clone(), &self.roles, move || engine.load(shares_kv));
         let identity = self.prefix_identity.clone();
         spec.tune = Arc::new(move |mut limits| {
             limits.prefix_identity = identity.clone();
@@ -269,16 +289,21 @@ impl PlannedDevice {
 }
 
 impl PlannedEngine {
-    fn load(&self) -> Result<Box<dyn StepModel>, ComputeError> {
+    fn load(&self, shares_kv: bool) -> Result<Box<dyn StepModel>, ComputeError> {
         match self {
             Self::Cpu { files, options, num_threads, pin } => {
-                let device = CpuDevice::new(CpuOptions { num_threads: *num_threads, pin: *pin, isa: Isa::detect() })?;
+                let mut device =
+                    CpuDevice::new(CpuOptions { num_threads: *num_threads, pin: *pin, isa: Isa::detect() })?;
+                if shares_kv {
+                    device.share_kv();
+                }
                 let model =
                     Model::load(device, files, *options).map_err(|error| ComputeError::Device(error.to_string()))?;
                 Ok(Box::new(model))
             }
             Self::Scripted { rule, options, timings } => {
                 let model = ScriptedModel::new(*options).with_script(Arc::clone(rule));
+                let model = if shares_kv { model.with_shared_kv()? } else { model };
                 Ok(Box::new(model.with_timings(*timings, clock::now)))
             }
         }

@@ -51,6 +51,7 @@ pub struct NodeArgs {
 pub async fn run(args: &NodeArgs, common: &Common) -> Result<(), Failure> {
     let config = config_command::load(&args.config)?;
     let in_file = |source| Failure::Config { file: args.config.display().to_string(), source };
+    config.check_carrier(true).map_err(in_file)?;
     config.check_faults(args.allow_faults).map_err(in_file)?;
     common.start_log(Some(&config.log))?;
     let stop = CancellationToken::new();
@@ -182,6 +183,7 @@ impl Parts {
             seeds: config.node.seeds.clone(),
             incarnation,
             model: loading::model_facts(config, source),
+            carrier: server::remote_carrier(config.transport.carrier),
             name: self.name.clone(),
         });
         Ok(options)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relevo_actors::clock;
-use relevo_actors::cluster::{Carrier, Cluster, ClusterOptions, DeviceSpec, Limits as ClusterLimits};
+use relevo_actors::cluster::{Carrier, Cluster, ClusterOptions, DeviceSpec, Limits as ClusterLimits, RemoteCarrier};
 use relevo_wire::{Instant64, NodeId};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -155,11 +155,20 @@ fn limits(server: &ServerConfig) -> Limits {
     }
 }
 
-/// All devices are in this process; what does not exist yet has been refused with the configuration.
+/// Between devices of this process. Who insists on memory that processes share wants no copy where there is one process.
 fn carrier(choice: CarrierChoice) -> Carrier {
     match choice {
         CarrierChoice::Quic => Carrier::Quic,
         CarrierChoice::Auto | CarrierChoice::InProcess | CarrierChoice::Shm => Carrier::InProcess,
+    }
+}
+
+/// From this process to others.
+pub(super) fn remote_carrier(choice: CarrierChoice) -> RemoteCarrier {
+    match choice {
+        CarrierChoice::Quic => RemoteCarrier::Quic,
+        CarrierChoice::Shm => RemoteCarrier::Shm,
+        CarrierChoice::Auto | CarrierChoice::InProcess => RemoteCarrier::Auto,
     }
 }
 

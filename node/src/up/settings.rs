@@ -39,7 +39,7 @@ pub struct UpArgs {
     /// Whether prefill and decode of a request may be on two devices
     #[arg(long, value_name = "auto|always|never", value_parser = variant::<Disaggregate>)]
     pub(super) disaggregate: Option<Disaggregate>,
-    /// What carries KV blocks from one device to another (shm: not yet) [default: auto]
+    /// What carries KV blocks from one device to another: in-process in one process, shm between processes of a host [default: auto]
     #[arg(long, value_name = "auto|in-process|quic|shm", value_parser = variant::<CarrierChoice>)]
     pub(super) carrier: Option<CarrierChoice>,
     /// A file with one API key a line; needed to listen on other addresses than loopback
@@ -108,6 +108,7 @@ impl UpArgs {
         self.check_model(&config)?;
         let in_file = |source| Failure::Config { file: self.origin(), source };
         config.check().map_err(in_file)?;
+        config.check_carrier(self.local_cluster.is_some()).map_err(in_file)?;
         config.check_faults(self.allow_faults).map_err(in_file)?;
         Ok(config)
     }
@@ -231,9 +232,16 @@ mod tests {
 
     #[test]
     fn words_and_sizes_out_of_range_say_what_would_do() {
-        let cases: [(&[&str], &str); 8] = [
+        let cases: [(&[&str], &str); 9] = [
             (&["--carrier", "tcp"], "unknown variant `tcp`, expected one of `auto`, `in-process`, `quic`"),
-            (&["--carrier", "shm"], "transport.carrier is \"shm\", expected \"auto\", \"in-process\" or \"quic\""),
+            (
+                &["--carrier", "shm"],
+                "transport.carrier is \"shm\", expected \"auto\", \"in-process\" or \"quic\" where all devices are in one process",
+            ),
+            (
+                &["--carrier", "in-process", "--local-cluster", "1p1d"],
+                "transport.carrier is \"in-process\", expected \"auto\", \"quic\" or \"shm\" in a cluster of many processes",
+            ),
             (&["--numerics", "fast"], "unknown variant `fast`, expected `default` or `exact`"),
             (&["--disaggregate", "yes"], "expected one of `auto`, `always`, `never`"),
             (&["--listen", "8080"], "expected ADDRESS:PORT such as 127.0.0.1:8080"),
@@ -244,6 +252,16 @@ mod tests {
         for (words, expected) in cases {
             let refusal = settings(words).unwrap_err();
             assert!(refusal.contains(expected), "{words:?}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn every_carrier_is_taken_where_it_goes() {
+        for (carrier, shape) in [("auto", None), ("quic", None), ("in-process", None), ("shm", Some("1p1d"))] {
+            let shape = shape.map(|shape| ["--local-cluster", shape]);
+            let words: Vec<&str> = ["--carrier", carrier].into_iter().chain(shape.into_iter().flatten()).collect();
+            let config = settings(&words).unwrap();
+            assert_eq!(toml::Value::try_from(config.transport.carrier).unwrap().as_str(), Some(carrier));
         }
     }
 

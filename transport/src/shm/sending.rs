@@ -66,7 +66,7 @@ pub fn shm_link(
     region: SharedRegion,
     capacity: usize,
     patience: Patience,
-) -> Result<(FrameSender, impl Future<Output = ()> + Send + 'static), ShmDialError> {
+) -> Result<(FrameSender, impl Future<Output = ()> + Send + 'static + use<>), ShmDialError> {
     let stream = dial(address).map_err(ShmDialError::Unreachable)?;
     // Names are anybody's to take: without a listener of ours, one of another user's could be there.
     if stream.peer_cred().map_err(ShmDialError::Unreachable)?.uid() != geteuid().as_raw() {

@@ -3,6 +3,8 @@
 //! **Invariant:** nothing that comes from a peer is believed because it has the right structure: numbers are bounded by [`ControlMessage::check`],
 //! and who may say what is decided by the receiver.
 
+use std::fmt;
+
 use crate::sent_request::SentRequest;
 use crate::{
     ClusterMap, DeviceId, DeviceRole, Epoch, GrantedLease, HandOver, LeaseId, PrefixBatch, SequenceId, StreamEvent,
@@ -39,6 +41,8 @@ pub enum ControlMessage {
     TellPrefixes(DeviceId),
     /// What do you say of yourself?
     AskStatus,
+    /// From the node of a prefill role: let a link of shared memory in, if we are of one host.
+    AskMemoryLink,
 }
 
 /// What a prefill role is told from outside.
@@ -120,6 +124,23 @@ pub enum ControlReply {
     Refused(String),
     /// What the node says of itself, as JSON.
     Status(String),
+    /// A link of shared memory is let in.
+    Invited(MemoryInvitation),
+}
+
+/// What lets one link of shared memory in.
+#[derive(Clone, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct MemoryInvitation {
+    /// Where it is to dial, on the host of the one that invites.
+    pub address: String,
+    /// A secret, good once and soon.
+    pub ticket: [u8; 32],
+}
+
+impl fmt::Debug for MemoryInvitation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryInvitation").field("address", &self.address).finish_non_exhaustive()
+    }
 }
 
 /// What is wrong with a message that has the right structure. The peer's fault.
