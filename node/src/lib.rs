@@ -16,6 +16,7 @@ pub mod metrics_recorder;
 pub mod model_command;
 pub mod model_store;
 pub mod order_command;
+pub mod service_manager;
 pub mod signals;
 pub mod status_command;
 pub mod terminal;

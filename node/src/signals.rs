@@ -5,7 +5,7 @@ use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::terminal;
+use crate::{service_manager, terminal};
 
 /// Exit code of a process that was interrupted twice: 128 + SIGINT, as shells have it.
 const INTERRUPTED: i32 = 130;
@@ -35,6 +35,7 @@ impl StopSignals {
     /// Cancels `stop` at the first signal and ends the process at the second. Never returns otherwise.
     pub async fn obey(mut self, stop: CancellationToken) {
         let name = self.next().await;
+        service_manager::stopping();
         terminal::say(format!("{name}: stopping; once more stops at once"));
         stop.cancel();
         let name = self.next().await;

@@ -4,155 +4,14 @@
 
 mod program;
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use program::{DEADLINE, Scrape, Server, finish, kill, post, relevo};
+use program::local_cluster::{
+    World, body, busy_decoder, eventually, is_at_rest, node, pid, prompt, status, stop, stream,
+};
+use program::{Scrape, finish, kill, post, relevo};
 use relevo_actors::clock;
 use serde_json::{Value, json};
-
-/// Blocks of some size, and steps long enough to be killed in.
-const SCRIPT: &str = "num_layers = 4\nkey_dim = 32\nvalue_dim = 32\nelement = \"f16\"\nfixed_us = 4000\n";
-
-struct World {
-    folder: tempfile::TempDir,
-}
-
-impl World {
-    fn new() -> Self {
-        let world = Self { folder: tempfile::tempdir().unwrap() };
-        std::fs::write(world.script(), SCRIPT).unwrap();
-        world
-    }
-
-    fn script(&self) -> PathBuf {
-        self.folder.path().join("script.toml")
-    }
-
-    fn device(&self) -> String {
-        format!("scripted:{}", self.script().display())
-    }
-
-    /// One process.
-    fn alone(&self) -> Server {
-        Server::start(&["--device", &self.device()])
-    }
-
-    /// What a node of the cluster was started with.
-    fn settings(&self, node: &str) -> toml::Table {
-        let clusters = self.folder.path().join("data/local-clusters");
-        let cluster = std::fs::read_dir(clusters).unwrap().next().unwrap().unwrap().path();
-        toml::from_str(&std::fs::read_to_string(cluster.join(format!("{node}.toml"))).unwrap()).unwrap()
-    }
-
-    /// A process for each role.
-    fn cluster(&self, shape: &str) -> Server {
-        let data = self.folder.path().join("data");
-        let data = data.to_str().unwrap();
-        let arguments = ["--local-cluster", shape, "--device", &self.device(), "--disaggregate", "always"];
-        Server::start(&[&arguments[..], &["--data-dir", data]].concat())
-    }
-}
-
-fn body(prompt: &str, num_tokens: u32) -> Value {
-    json!({
-        "prompt": prompt, "max_tokens": num_tokens, "temperature": 0.9, "seed": 11, "stream": true,
-        "logprobs": 0, "return_tokens_as_token_ids": true,
-    })
-}
-
-/// The tokens of a stream. `at` is called once, when that many have come.
-fn stream(url: &str, body: &Value, at: usize, mut act: impl FnMut()) -> Vec<String> {
-    let address = url.strip_prefix("http://").unwrap();
-    let text = body.to_string();
-    let mut socket = TcpStream::connect(address).unwrap();
-    socket.set_read_timeout(Some(DEADLINE)).unwrap();
-    let head = format!(
-        "POST /v1/completions HTTP/1.0\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        text.len()
-    );
-    socket.write_all((head + &text).as_bytes()).unwrap();
-    let mut tokens = Vec::new();
-    let mut acted = false;
-    for line in BufReader::new(socket).lines() {
-        let line = line.unwrap();
-        let Some(event) = line.strip_prefix("data: ") else { continue };
-        if event == "[DONE]" {
-            return tokens;
-        }
-        let event: Value = serde_json::from_str(event).unwrap();
-        assert!(event.get("error").is_none(), "{event}");
-        let named = event["choices"][0]["logprobs"]["tokens"].as_array().cloned().unwrap_or_default();
-        tokens.extend(named.iter().map(|token| token.as_str().unwrap().to_owned()));
-        if tokens.len() >= at && !acted {
-            acted = true;
-            act();
-        }
-    }
-    panic!("a stream ends with [DONE]: {tokens:?}");
-}
-
-fn status(url: &str) -> Value {
-    let asked = finish(&mut relevo(["status", "--json", "--url", url]));
-    assert!(asked.status.success(), "{asked:?}");
-    serde_json::from_str(&asked.stdout).unwrap()
-}
-
-fn node<'a>(status: &'a Value, name: &str) -> &'a Value {
-    status["nodes"].as_array().unwrap().iter().find(|node| node["name"] == name).unwrap_or(&Value::Null)
-}
-
-fn pid(url: &str, name: &str) -> u32 {
-    u32::try_from(node(&status(url), name)["pid"].as_u64().unwrap()).unwrap()
-}
-
-/// The worker that decodes something now.
-fn busy_decoder(url: &str) -> String {
-    let mut busy = String::new();
-    eventually("somebody decodes", || {
-        let status = status(url);
-        let mut nodes = status["nodes"].as_array().unwrap().iter();
-        let decodes = |node: &&Value| {
-            node["name"].as_str().unwrap().starts_with("decode") && node["running_requests"].as_u64().unwrap_or(0) > 0
-        };
-        nodes.find(decodes).and_then(|node| node["name"].as_str()).is_some_and(|name| {
-            name.clone_into(&mut busy);
-            true
-        })
-    });
-    busy
-}
-
-#[track_caller]
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = clock::now();
-    while !holds() {
-        assert!(clock::now().since(began) < DEADLINE, "{what}: not within {DEADLINE:?}");
-    }
-}
-
-/// Every worker serves, and holds nothing for anybody.
-fn is_at_rest(url: &str, num_workers: usize) -> bool {
-    let status = status(url);
-    let devices = status["nodes"].as_array().unwrap().iter().flat_map(|node| node["devices"].as_array().unwrap());
-    let resting = devices.filter(|device| {
-        let blocks = &device["kv_blocks"];
-        device["standing"] == "serving" && blocks["active"] == 0 && blocks["leased"] == 0 && device["leases"] == 0
-    });
-    resting.count() == num_workers
-}
-
-/// Stops a cluster; a line of level error fails the test.
-fn stop(server: Server) {
-    let end = server.stop("TERM");
-    assert!(end.status.success(), "{end:?}");
-    assert!(!end.stderr.contains(" ERROR "), "{}", end.stderr);
-}
-
-fn prompt() -> String {
-    "a prompt of more than two blocks, so that some are full and one is not; ".repeat(2)
-}
 
 #[test]
 fn a_stream_goes_on_with_the_same_tokens_whichever_worker_is_killed_or_stopped() {
@@ -187,6 +46,31 @@ fn a_stream_goes_on_with_the_same_tokens_whichever_worker_is_killed_or_stopped()
     }
     eventually("the cluster is at rest", || is_at_rest(&url, 4));
     assert_eq!(Scrape::of(&url).sum("relevo_contradicted_tokens_total", ""), None);
+    stop(cluster);
+}
+
+#[test]
+fn a_worker_that_is_asked_to_stop_finishes_what_it_has_and_nothing_is_sent_again() {
+    let world = World::new();
+    let cluster = world.cluster("2p2d");
+    let url = cluster.url.clone();
+    let expected = stream(&url, &body(&prompt(), 240), usize::MAX, || {});
+    for role in ["decode", "prefill"] {
+        let mut victim = (String::new(), 0);
+        let tokens = stream(&url, &body(&prompt(), 240), 20, || {
+            let name = if role == "decode" { busy_decoder(&url) } else { "prefill-0".to_owned() };
+            victim = (name.clone(), pid(&url, &name));
+            kill(victim.1, "TERM");
+        });
+        assert_eq!(tokens, expected);
+        let (name, old) = victim;
+        eventually("another takes its place", || {
+            let status = status(&url);
+            node(&status, &name)["pid"].as_u64().is_some_and(|pid| pid != 0 && pid != u64::from(old))
+        });
+        eventually("the cluster is at rest", || is_at_rest(&url, 4));
+    }
+    assert_eq!(Scrape::of(&url).sum("relevo_replays_total", ""), None);
     stop(cluster);
 }
 

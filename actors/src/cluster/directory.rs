@@ -17,7 +17,7 @@ use crate::coordinator::CoordinatorMessage;
 use crate::device::DevicePort;
 use crate::faults::{FaultSwitches, MessageFault};
 use crate::gateway::{GatewayMessage, Keeper};
-use crate::peers::{MeshMessage, Network, Peers};
+use crate::peers::{MeshMessage, Network, Peers, Renewer};
 use crate::policy::hint_keys::HintKeyer;
 use crate::policy::routing::Disaggregate;
 use crate::router::RouterMessage;
@@ -53,6 +53,8 @@ pub(crate) struct Directory {
     pub(crate) hint_keyer: HintKeyer,
     /// Sequences that wait in the router, for those who look at the queues.
     pub(crate) router_waiting: AtomicUsize,
+    /// Signs certificates, where the authority is at hand.
+    pub(crate) renewer: Option<Renewer>,
     /// The last map that was published: what everyone acts on while the coordinator is away.
     map: RwLock<ClusterMap>,
 }
@@ -90,6 +92,7 @@ impl Directory {
             disaggregate: options.disaggregate,
             hint_keyer: HintKeyer::new(options.hint_secret),
             router_waiting: AtomicUsize::new(0),
+            renewer: options.network.as_ref().and_then(|network| network.renewer.clone()),
             map: RwLock::default(),
         })
     }

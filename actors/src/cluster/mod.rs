@@ -7,6 +7,7 @@ mod post;
 mod pulse;
 mod queues;
 mod remote_links;
+mod retirement;
 mod root;
 mod runner;
 mod shared_memory;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 
-pub use crate::peers::Network;
+pub use crate::peers::{Network, Renewer};
 pub(crate) use directory::Directory;
 pub use links::LinksError;
 pub use options::{Carrier, ClusterOptions, DeviceSpec, Epochs, Limits, ModelFactory, RemoteCarrier, TuneLimits};
@@ -31,11 +32,12 @@ pub(crate) use slot::Slot;
 pub(crate) use ticker::Ticker;
 
 use relevo_transport::identity::PeerIdentity;
-use relevo_wire::{ControlMessage, ControlReply, DeviceFacts, NodeId, Order, Role};
+use relevo_wire::{ControlMessage, ControlReply, DeviceFacts, NodeId, Order, Renewed, Role};
 
 use self::queues::Queues;
 use self::root::{RootArguments, RootMessage};
 use self::runner::Runner;
+use crate::clock;
 use crate::coordinator::{CoordinatorMessage, Standing};
 use crate::device::{DeviceRole, SupervisorMessage};
 use crate::faults::Fault;
@@ -54,6 +56,11 @@ const MAP_POLL: Duration = Duration::from_millis(1);
 
 /// How long an order may take to be answered.
 const ORDER_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long an authority may take to sign, which waits for its disk.
+const RENEWAL_PATIENCE: Duration = Duration::from_secs(20);
+
+const NO_COORDINATOR: &str = "the coordinator cannot be reached: what it decides waits until it is back";
 
 /// How long the first map may take.
 const START_PATIENCE: Duration = Duration::from_secs(2);
@@ -175,6 +182,37 @@ impl Cluster {
         }
     }
 
+    /// Whether the supervision tree works: it has not given up, and the supervisor of each device has spoken lately.
+    pub fn is_well(&self) -> bool {
+        let directory = &self.directory;
+        !*self.failed.borrow() && directory.pulse.recent(clock::now()).len() == directory.devices.len()
+    }
+
+    /// Whether this process is the coordinator, or has a link to it.
+    pub fn reaches_coordinator(&self) -> bool {
+        self.directory.plays(Role::Coordinator) || !self.directory.peers.playing(Role::Coordinator).is_empty()
+    }
+
+    /// Gets the next certificate of this node, `own`, for the key of this request: from the authority at hand, or from the coordinator.
+    ///
+    /// # Errors
+    /// Why there is none, in words for the operator.
+    pub async fn renew(&self, own: PeerIdentity, request: Vec<u8>) -> Result<Renewed, String> {
+        let directory = &self.directory;
+        if directory.renewer.is_some() {
+            return directory.renew(own, request).await;
+        }
+        let Some(coordinator) = directory.peers.playing(Role::Coordinator).first().cloned() else {
+            return Err(NO_COORDINATOR.to_owned());
+        };
+        match coordinator.remote.ask(&ControlMessage::Renew(request), RENEWAL_PATIENCE).await {
+            Ok(ControlReply::Renewed(renewed)) => Ok(renewed),
+            Ok(ControlReply::Refused(reason)) => Err(format!("the coordinator refuses: {reason}")),
+            Ok(_) => Err("the coordinator does not renew certificates".to_owned()),
+            Err(error) => Err(format!("the coordinator: {error}")),
+        }
+    }
+
     /// Carries out an operator's order, or has the coordinator do so.
     ///
     /// # Errors
@@ -185,7 +223,7 @@ impl Cluster {
         }
         let coordinators = self.directory.peers.playing(Role::Coordinator);
         let Some(coordinator) = coordinators.first() else {
-            return Err("the coordinator cannot be reached: what it decides waits until it is back".to_owned());
+            return Err(NO_COORDINATOR.to_owned());
         };
         let asked = self.directory.peers.ask(coordinator.node, &ControlMessage::Order(order), ORDER_PATIENCE).await;
         match asked {
@@ -207,14 +245,18 @@ impl Cluster {
 
     /// Drains: takes nothing new, lets streams end, and at the deadline fails those that are still open with `ShuttingDown`; then stops
     /// the tree and the engines. It is done about when `deadline` has gone by, at the latest a step later.
+    ///
+    /// The devices of a node of many finish what they have, too; what they have still at the deadline goes on elsewhere.
     pub async fn shutdown(&self, deadline: Duration) {
         let directory = &self.directory;
-        // Alone, what still waits has nobody else to go to.
-        if directory.node != NodeId::ALONE {
-            directory.set_draining(true);
-        }
         directory.keeper.close();
-        self.directory.keeper.drain(&self.directory, deadline.saturating_sub(STOP_TIME)).await;
+        let patience = deadline.saturating_sub(STOP_TIME);
+        // Alone, what still waits has nobody else to go to.
+        if directory.node == NodeId::ALONE {
+            directory.keeper.drain(directory, patience).await;
+        } else {
+            tokio::join!(directory.keeper.drain(directory, patience), directory.retire(patience));
+        }
         // Fails when the runner has ended already.
         let _ = self.stop.send(true);
         let mut runner = self.runner.lock().await;

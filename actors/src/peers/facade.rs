@@ -9,6 +9,7 @@ use rkyv::rancor::Error as RkyvError;
 use rkyv::util::AlignedVec;
 use subtle::ConstantTimeEq;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use super::inbound;
 use super::permission::{Sender, may_say};
@@ -38,9 +39,15 @@ pub(super) struct FacadeArguments {
     pub(super) failed: mpsc::Sender<String>,
 }
 
+pub(super) struct FacadeState {
+    arguments: FacadeArguments,
+    /// The certificate that is being signed for the peer; ends with the link.
+    renewing: JoinSet<()>,
+}
+
 impl Actor for FacadeActor {
     type Msg = FacadeMessage;
-    type State = FacadeArguments;
+    type State = FacadeState;
     type Arguments = FacadeArguments;
 
     async fn pre_start(
@@ -49,7 +56,7 @@ impl Actor for FacadeActor {
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         pg::join(arguments.group.clone(), vec![myself.get_cell()]);
-        Ok(arguments)
+        Ok(FacadeState { arguments, renewing: JoinSet::new() })
     }
 
     async fn handle(
@@ -59,31 +66,46 @@ impl Actor for FacadeActor {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         // Somebody else's message is no fault of the peer whose facade this is, and gets no answer.
-        let Some(message) = unseal(&sealed, &state.secret) else {
+        let Some(message) = unseal(&sealed, &state.arguments.secret) else {
             metrics::counter!("relevo_messages_refused_total", "reason" => "wrong_secret").increment(1);
             return Ok(());
         };
-        let answer = match read(message) {
-            Ok(message) => state.take(message).await,
-            Err(error) => state.forbid("malformed", &error.to_string()),
-        };
-        match rkyv::to_bytes::<RkyvError>(&answer) {
-            // A session that has ended needs no answer.
-            Ok(answer) => drop(reply.send(answer.into_vec())),
-            Err(error) => tracing::error!(%error, "an answer cannot be archived"),
+        match read(message) {
+            Ok(message) => state.take(message, reply).await,
+            Err(error) => answer(reply, &state.arguments.forbid("malformed", &error.to_string())),
         }
         Ok(())
     }
 }
 
-impl FacadeArguments {
-    async fn take(&self, message: ControlMessage) -> ControlReply {
-        match may_say(&self.sender, &message) {
-            true => inbound::take(&self.directory, &self.sender, message).await,
-            false => self.forbid("not_allowed", "it says what its roles do not allow"),
+impl FacadeState {
+    async fn take(&mut self, message: ControlMessage, reply: RpcReplyPort<Vec<u8>>) {
+        let FacadeArguments { directory, sender, .. } = &self.arguments;
+        if !may_say(sender, &message) {
+            return answer(reply, &self.arguments.forbid("not_allowed", "it says what its roles do not allow"));
         }
+        if !matches!(message, ControlMessage::Renew(_)) {
+            return answer(reply, &inbound::take(directory, sender, message).await);
+        }
+        // It waits for the disk, and nothing else is to wait for it.
+        while self.renewing.try_join_next().is_some() {}
+        if !self.renewing.is_empty() {
+            return answer(reply, &ControlReply::Refused("the one before is not done yet".to_owned()));
+        }
+        let (directory, sender) = (Arc::clone(directory), sender.clone());
+        self.renewing.spawn(async move { answer(reply, &inbound::take(&directory, &sender, message).await) });
     }
+}
 
+fn answer(reply: RpcReplyPort<Vec<u8>>, answer: &ControlReply) {
+    match rkyv::to_bytes::<RkyvError>(answer) {
+        // A session that has ended needs no answer.
+        Ok(answer) => drop(reply.send(answer.into_vec())),
+        Err(error) => tracing::error!(%error, "an answer cannot be archived"),
+    }
+}
+
+impl FacadeArguments {
     fn forbid(&self, label: &'static str, reason: &str) -> ControlReply {
         metrics::counter!("relevo_messages_refused_total", "reason" => label).increment(1);
         tracing::warn!(peer = %self.sender.name, reason, "a message is refused, and its link ends");

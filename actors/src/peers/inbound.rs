@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use relevo_wire::{ControlMessage, ControlReply, DeviceId, LeaseId, Order, Stepping, ToDecode, ToGateway, ToPrefill};
+use relevo_transport::identity::PeerIdentity;
+use relevo_wire::{
+    ControlMessage, ControlReply, DeviceId, LeaseId, Order, Renewed, Stepping, ToDecode, ToGateway, ToPrefill,
+};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -40,6 +43,7 @@ pub(super) async fn take(directory: &Directory, sender: &Sender, message: Contro
         ControlMessage::SetDraining(draining) => directory.set_draining(draining),
         ControlMessage::TellPrefixes(device) => directory.tell_prefixes(device),
         ControlMessage::AskStatus => return status(directory),
+        ControlMessage::Renew(request) => return renew(directory, sender, request).await,
         ControlMessage::AskMemoryLink => return invite(directory, sender),
     }
     ControlReply::Taken
@@ -137,6 +141,17 @@ async fn obey(directory: &Directory, order: Order) -> ControlReply {
     }
 }
 
+async fn renew(directory: &Directory, sender: &Sender, request: Vec<u8>) -> ControlReply {
+    // By the certificate of the connection that the message came over.
+    let Some(peer) = directory.peers.find(sender.node) else {
+        return ControlReply::Refused("the link has ended".to_owned());
+    };
+    match directory.renew(peer.connection.peer().clone(), request).await {
+        Ok(renewed) => ControlReply::Renewed(renewed),
+        Err(reason) => ControlReply::Refused(reason),
+    }
+}
+
 fn status(directory: &Directory) -> ControlReply {
     match serde_json::to_string(&directory.node_report()) {
         Ok(json) => ControlReply::Status(json),
@@ -153,6 +168,18 @@ fn invite(directory: &Directory, sender: &Sender) -> ControlReply {
 }
 
 impl Directory {
+    /// Has the authority sign a node's next certificate, if this process has it at hand.
+    ///
+    /// # Errors
+    /// Why it does not, in words for the node's operator.
+    pub(crate) async fn renew(&self, node: PeerIdentity, request: Vec<u8>) -> Result<Renewed, String> {
+        let Some(renewer) = self.renewer.clone() else {
+            return Err("the coordinator has no authority at hand: set node.authority there".to_owned());
+        };
+        let signed = tokio::task::spawn_blocking(move || renewer(&node, &request)).await;
+        signed.unwrap_or_else(|error| Err(error.to_string()))
+    }
+
     /// An operator's order, for the coordinator of this process.
     ///
     /// # Errors

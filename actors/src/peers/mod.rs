@@ -22,6 +22,6 @@ mod table;
 mod token_streams;
 
 pub(crate) use mesh::{MeshActor, MeshArguments, MeshMessage, NAME};
-pub use network::Network;
+pub use network::{Network, Renewer};
 pub(crate) use remote_ref::AskError;
 pub(crate) use table::{Peer, Peers};

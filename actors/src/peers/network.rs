@@ -1,15 +1,19 @@
 //! What a node is started with to be one of many.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use relevo_transport::NodeEndpoint;
-use relevo_transport::identity::Name;
-use relevo_wire::{ModelFacts, NodeId, Roles};
+use relevo_transport::identity::{Name, PeerIdentity};
+use relevo_wire::{ModelFacts, NodeId, Renewed, Roles};
 
 use crate::cluster::RemoteCarrier;
 
 /// What the cluster's secret is used for here, see [`blake3::derive_key`].
 const SESSION_CONTEXT: &str = "relevo 2026-11 ractor_cluster cookie";
+
+/// Signs the next certificate of a node for the key of its request, or says why not. May wait for the disk.
+pub type Renewer = Arc<dyn Fn(&PeerIdentity, &[u8]) -> Result<Renewed, String> + Send + Sync>;
 
 /// A node's place in a cluster.
 #[derive(Clone)]
@@ -30,6 +34,8 @@ pub struct Network {
     pub carrier: RemoteCarrier,
     /// Its name, as its certificate has it from the first to the last.
     pub name: Name,
+    /// Of a coordinator that has the cluster's authority at hand.
+    pub renewer: Option<Renewer>,
 }
 
 impl Network {

@@ -72,6 +72,8 @@ pub(super) fn may_say(sender: &Sender, message: &ControlMessage) -> bool {
         ControlMessage::AskStatus => {
             sender.plays(Role::Gateway) || sender.plays(Role::Coordinator) || sender.plays(Role::Operator)
         }
+        // Of its own certificate and no other, whatever that is for.
+        ControlMessage::Renew(_) => sender.roles.iter().next().is_some(),
     }
 }
 
@@ -142,6 +144,7 @@ mod tests {
             (ControlMessage::SetDraining(true), vec![Coordinator]),
             (ControlMessage::TellPrefixes(here), vec![Gateway]),
             (ControlMessage::AskStatus, vec![Gateway, Coordinator, Operator]),
+            (ControlMessage::Renew(Vec::new()), Role::ALL.to_vec()),
             (ControlMessage::AskMemoryLink, vec![Prefill]),
         ]
     }
@@ -176,6 +179,7 @@ mod tests {
                     | ControlMessage::SetDraining(_)
                     | ControlMessage::TellPrefixes(_)
                     | ControlMessage::AskStatus
+                    | ControlMessage::Renew(_)
                     | ControlMessage::AskMemoryLink
             )
         };

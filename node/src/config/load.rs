@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use relevo_actors::device::DeviceRole;
+use relevo_wire::Role;
 use toml::Value;
 
 use super::Config;
@@ -238,6 +239,9 @@ impl Node {
         }
         if self.listen.ip().is_unspecified() && self.advertise.is_none() && !self.roles.is_empty() {
             return Err(out_of_range("node.listen", self.listen, "one address, or node.advertise beside it"));
+        }
+        if self.authority.is_some() && !self.roles.contains(&Role::Coordinator) {
+            return Err(out_of_range("node.authority", "set", "\"coordinator\" among node.roles, or no authority"));
         }
         within("node.expected_devices", self.expected_devices, 0..=65_536)
     }

@@ -85,6 +85,8 @@ section! {
         seeds: Vec<SocketAddr> = Vec::new(), example "[\"10.0.0.1:7400\"]";
         /// The folder that `relevo ca issue` made for this node. Required by `relevo node`.
         identity: Option<PathBuf> = None, example "\"/etc/relevo/identity\"";
+        /// Of the coordinator: the folder of the cluster's authority (`relevo ca init`), which then signs the nodes' next certificates.
+        authority: Option<PathBuf> = None, example "\"/var/lib/relevo/ca\"";
         /// Where the node keeps how often it was started. Default: a folder of its name in the data folder.
         state_dir: Option<PathBuf> = None, example "\"/var/lib/relevo/state\"";
         /// Of a gateway: /ready says 503 until that many devices have served, 0 to 65536.

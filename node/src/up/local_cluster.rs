@@ -19,6 +19,7 @@ use crate::cli::{Common, Failure};
 use crate::config::{Config, DeviceKind};
 use crate::http_client::ApiClient;
 use crate::model_store::ModelStore;
+use crate::service_manager;
 use crate::signals::StopSignals;
 use crate::terminal::{self, Style};
 use crate::wall_clock;
@@ -195,6 +196,7 @@ async fn serve(cluster: &LocalCluster<'_>, folder: &Path, stop: CancellationToke
     let readiness = async {
         wait_until_ready(&api, config).await?;
         let title = title_of(&title, shape);
+        service_manager::ready();
         terminal::print(screen(&api, &title, &workers, &pids.now(), Style::of_stdout()))?;
         std::future::pending::<()>().await;
         Ok::<(), Failure>(())
@@ -226,6 +228,7 @@ impl Plan {
         let mut plan = Self { folder: folder.to_owned(), api, nodes: Vec::new() };
         let mut gateway = plan.node(base, GATEWAY, &[Role::Gateway, Role::Coordinator], coordinator, coordinator);
         gateway.server.listen = api;
+        gateway.node.authority = Some(folder.join("ca"));
         gateway.node.expected_devices = u32::try_from(workers.len()).unwrap_or(u32::MAX);
         plan.nodes.push((GATEWAY.to_owned(), gateway));
         let machine = Machine::facts();

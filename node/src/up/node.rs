@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use relevo_actors::cluster::{Cluster, ClusterOptions, Network};
+use relevo_actors::cluster::{Cluster, ClusterOptions, Network, Renewer};
 use relevo_actors::device::DeviceRole;
 use relevo_transport::identity::{LiveIdentity, Name};
 use relevo_transport::{NodeEndpoint, Patience};
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::epoch_file::EpochFile;
 use super::facade::Source;
+use super::identity_keeper;
 use super::loading::{self, PlannedDevice};
 use super::machine::Machine;
 use super::scripts::Scripts;
@@ -22,13 +23,11 @@ use super::server::{self, Door};
 use crate::cli::{Common, Failure};
 use crate::config::{Config, Node};
 use crate::config_command;
+use crate::service_manager;
 use crate::signals::StopSignals;
 
 /// How often a node that begins looks whether the cluster serves.
 const READY_POLL: Duration = Duration::from_millis(20);
-
-/// How often a node looks whether its folder holds another certificate or revocation list.
-const RELOAD_EVERY: Duration = Duration::from_secs(1);
 
 /// Arguments of `relevo node`.
 #[derive(Clone, Debug, clap::Args)]
@@ -85,6 +84,7 @@ struct Parts {
     roles: Roles,
     endpoint: NodeEndpoint,
     epochs: EpochFile,
+    renewer: Option<Renewer>,
 }
 
 async fn serve(config: &Config, args: &NodeArgs, common: &Common, stop: CancellationToken) -> Result<(), Failure> {
@@ -104,11 +104,14 @@ async fn serve(config: &Config, args: &NodeArgs, common: &Common, stop: Cancella
     };
     let cluster = Arc::new(Cluster::start(parts.options(config, &source.1, &devices)?).await?);
     tracing::info!(name = %parts.name, roles = %parts.roles, config = %args.config.display(), "the node has begun");
-    let keeps_identity = keep_identity(parts.identity.clone(), Arc::clone(&cluster));
+    let keeps_identity = identity_keeper::keep(parts.identity.clone(), Arc::clone(&cluster));
+    let informed = Arc::clone(&cluster);
+    let keeps_informed = service_manager::keep_informed(&informed);
     let lives = live(config, door, source, Arc::clone(&cluster), stop);
     tokio::select! {
         result = lives => result,
         () = keeps_identity => Ok(()),
+        () = keeps_informed => Ok(()),
     }
 }
 
@@ -144,6 +147,8 @@ impl Parts {
                 own.name, own.roles
             )));
         }
+        let renewer =
+            config.node.authority.as_deref().map(|folder| identity_keeper::renewer(folder, &own)).transpose()?;
         let state = match &config.node.state_dir {
             Some(folder) => folder.clone(),
             None => common.store()?.folder().join("nodes").join(own.name.as_str()),
@@ -151,7 +156,7 @@ impl Parts {
         let epochs = EpochFile::open(&state)?;
         let endpoint = NodeEndpoint::open(*listen, identity.clone(), Patience::default())
             .map_err(|source| Failure::Endpoint { address: *listen, source })?;
-        Ok(Self { identity, name: own.name, roles, endpoint, epochs })
+        Ok(Self { identity, name: own.name, roles, endpoint, epochs, renewer })
     }
 
     fn options(&self, config: &Config, source: &Source, devices: &[PlannedDevice]) -> Result<ClusterOptions, Failure> {
@@ -185,6 +190,7 @@ impl Parts {
             model: loading::model_facts(config, source),
             carrier: server::remote_carrier(config.transport.carrier),
             name: self.name.clone(),
+            renewer: self.renewer.clone(),
         });
         Ok(options)
     }
@@ -203,7 +209,7 @@ async fn live(
             () = stop.cancelled() => false,
             () = cluster.failed() => true,
         };
-        cluster.shutdown(Duration::from_millis(u64::from(config.server.drain_timeout_ms)) + server::STOP_TIME).await;
+        cluster.shutdown(server::stop_deadline(&config.server)).await;
         return if failed { Err(Failure::ClusterFailed) } else { Ok(()) };
     };
     door.put_behind(&cluster);
@@ -231,27 +237,6 @@ async fn wait_until_it_serves(cluster: &Cluster, num_expected: usize) -> usize {
         let serving = cluster.serving();
         if cluster.is_ready() && serving.len() >= num_expected {
             return serving.iter().map(|facts| facts.max_context).min().unwrap_or(0);
-        }
-    }
-}
-
-/// Takes up what an operator, or the authority, puts into the node's folder; lets go of peers that are revoked by it.
-async fn keep_identity(identity: LiveIdentity, cluster: Arc<Cluster>) {
-    let mut ticks = tokio::time::interval(RELOAD_EVERY);
-    loop {
-        ticks.tick().await;
-        if !identity.has_changed() {
-            continue;
-        }
-        match identity.reload() {
-            Ok(reloaded) if reloaded.is_nothing() => {}
-            Ok(reloaded) => {
-                tracing::info!(?reloaded, "the node's identity was read anew");
-                cluster.part_from(|peer| identity.is_revoked(peer));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the node's folder has changed and cannot be used: the identity stays")
-            }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use relevo_actors::clock;
 use relevo_actors::cluster::{Carrier, Cluster, ClusterOptions, DeviceSpec, Limits as ClusterLimits, RemoteCarrier};
-use relevo_wire::{Instant64, NodeId};
+use relevo_wire::NodeId;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -15,13 +15,10 @@ use super::loading::PlannedDevice;
 use crate::cli::Failure;
 use crate::config::{CarrierChoice, Config, Server as ServerConfig};
 use crate::http::{self, ApiKeys, Backend, HttpOptions, Limits, ServeError, ServedModel, Service};
-use crate::{metrics_recorder, wall_clock};
+use crate::{metrics_recorder, service_manager, wall_clock};
 
-/// What a node without a door gets for stopping, beside the time in which its streams may end.
-pub(super) const STOP_TIME: Duration = Duration::from_millis(1500);
-
-/// From the wish to stop to the end of the process.
-const STOP_DEADLINE: Duration = Duration::from_millis(4800);
+/// What stopping may take beside the time in which streams may end.
+const STOP_TIME: Duration = Duration::from_millis(1800);
 
 /// A listener that answers, with or without a cluster behind it.
 pub(super) struct Door {
@@ -31,6 +28,7 @@ pub(super) struct Door {
     serving: JoinSet<Result<(), ServeError>>,
     upkeep: JoinSet<()>,
     cluster: Option<Arc<Cluster>>,
+    stop_deadline: Duration,
 }
 
 impl Door {
@@ -55,7 +53,7 @@ impl Door {
         serving.spawn(http::serve(listener, Arc::clone(&service), stop.clone()));
         let mut upkeep = JoinSet::new();
         upkeep.spawn(metrics_recorder::upkeep(recorder));
-        Ok(Self { address, service, stop, serving, upkeep, cluster: None })
+        Ok(Self { address, service, stop, serving, upkeep, cluster: None, stop_deadline: stop_deadline(server) })
     }
 
     /// Where it listens.
@@ -74,6 +72,8 @@ impl Door {
         let cluster = Arc::new(Cluster::start(options).await?);
         self.put_behind(&cluster);
         self.serve(&cluster, facade, devices.first().map_or(0, |device| device.max_context));
+        let served = Arc::clone(&cluster);
+        self.upkeep.spawn(async move { service_manager::keep_informed(&served).await });
         Ok(cluster)
     }
 
@@ -119,7 +119,7 @@ impl Door {
         stop.cancel();
         let served = self.serving.join_next().await;
         if let Some(cluster) = self.cluster.take() {
-            cluster.shutdown(time_left(began)).await;
+            cluster.shutdown(self.stop_deadline.saturating_sub(clock::now().since(began))).await;
         }
         self.upkeep.shutdown().await;
         if cluster_failed {
@@ -135,8 +135,9 @@ impl Door {
     }
 }
 
-fn time_left(began: Instant64) -> Duration {
-    STOP_DEADLINE.saturating_sub(clock::now().since(began))
+/// From the wish to stop to the end of the process.
+pub(super) fn stop_deadline(server: &ServerConfig) -> Duration {
+    Duration::from_millis(u64::from(server.drain_timeout_ms)) + STOP_TIME
 }
 
 fn limits(server: &ServerConfig) -> Limits {

@@ -171,7 +171,7 @@ impl Keeper {
             let failed = |source| Failure::System { doing: format!("cannot wait for {name}"), source };
             let status = status.map_err(failed)?;
             let lived = clock::now().since(began) >= SETTLED;
-            has_settled |= lived || status.signal().is_some();
+            has_settled |= lived || status.success() || status.signal().is_some();
             if !has_settled {
                 return Err(Failure::Spawned { name: name.clone(), how: how(status) });
             }
@@ -189,6 +189,8 @@ impl Keeper {
         let program = std::env::current_exe().map_err(failed)?;
         let mut command = Command::new(program);
         command.arg("node").arg("--config").arg(&self.worker.settings).arg("--stop-with-input");
+        // The service manager watches us, we watch them.
+        command.env_remove("NOTIFY_SOCKET").env_remove("WATCHDOG_USEC");
         if self.allow_faults {
             command.arg("--allow-faults");
         }

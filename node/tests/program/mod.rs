@@ -5,6 +5,7 @@
 #[path = "../../../gpu/tests/default_model/mod.rs"]
 mod default_model;
 mod exchange;
+pub mod local_cluster;
 mod scrape;
 mod server;
 
@@ -16,7 +17,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 pub(crate) use default_model::default_model;
-pub use exchange::post;
+pub use exchange::{get, post};
 pub use scrape::Scrape;
 pub use server::Server;
 

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use rcgen::{PKCS_ECDSA_P256_SHA256, PublicKeyData, SubjectPublicKeyInfo};
+use relevo_wire::{MAX_CERTIFICATE_REQUEST_BYTES, Renewed};
 use rustls::pki_types::alg_id;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::oid_registry::OID_SIG_ECDSA_WITH_SHA256;
@@ -18,30 +19,16 @@ use super::peer::PeerIdentity;
 use super::record::{Record, State};
 use crate::crypto::crypto_provider;
 
-/// Largest request, in bytes: ours have about 210.
-pub const MAX_REQUEST_BYTES: usize = 4096;
-
 /// Most certificates that one node gets in a day. A node that asks in a loop must not fill the authority's disk; one that failed and starts over must get on.
 const MAX_PER_DAY: usize = 24;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// What a node gets that has asked for its next certificate, in PEM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Renewed {
-    /// The certificate.
-    pub certificate_pem: String,
-    /// The authority's own.
-    pub authority_pem: String,
-    /// What is revoked by now.
-    pub revocations_pem: String,
-}
-
 /// Why a node gets no certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     /// The peer's fault.
-    #[error("a certificate request of {byte_len} bytes, expected at most {MAX_REQUEST_BYTES}")]
+    #[error("a certificate request of {byte_len} bytes, expected at most {MAX_CERTIFICATE_REQUEST_BYTES}")]
     TooLong {
         /// Its length.
         byte_len: usize,
@@ -156,7 +143,7 @@ fn check_is_new(name: &Name, key: &SubjectPublicKeyInfo, records: &[Record], now
 
 /// The key that a request is for, once the request is found to be signed by it.
 fn key_of(request: &[u8]) -> Result<SubjectPublicKeyInfo, RequestError> {
-    if request.len() > MAX_REQUEST_BYTES {
+    if request.len() > MAX_CERTIFICATE_REQUEST_BYTES {
         return Err(RequestError::TooLong { byte_len: request.len() });
     }
     let Ok((&[], parsed)) = X509CertificationRequest::from_der(request) else {

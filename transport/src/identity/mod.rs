@@ -30,7 +30,7 @@ mod validity;
 mod verifier;
 
 pub use authority::{AUTHORITY_LIFETIME, Authority, AuthorityError, Issued, NODE_LIFETIME, NodeRequest};
-pub use certificate_request::{MAX_REQUEST_BYTES, Renewed, RequestError};
+pub use certificate_request::RequestError;
 pub use live_identity::{LiveIdentity, PROTOCOL};
 pub use moment::Moment;
 pub use name::{BadHost, BadName, ClusterId, Host, Name, Serial};
@@ -40,7 +40,7 @@ pub use node_identity::{
 pub use peer::PeerIdentity;
 pub use record::{Record, State};
 pub use refusal::{Complaint, Refusal};
-pub use relevo_wire::{Role, Roles, UnknownRole};
+pub use relevo_wire::{Renewed, Role, Roles, UnknownRole};
 pub use reload::{ReloadError, Reloaded};
 pub use renewal::{Renewal, RenewalError};
 pub use storage::StorageError;

@@ -10,12 +10,11 @@ use std::path::Path;
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 
-use super::certificate_request::Renewed;
 use super::live_identity::LiveIdentity;
 use super::node_identity::{CERTIFICATE_FILE, KEY_FILE, LoadError, NEXT_KEY_FILE, NodeIdentity, REVOCATIONS_FILE};
 use super::reload::{ReloadError, Reloaded};
 use super::storage::{self, Access, StorageError};
-use relevo_wire::Roles;
+use relevo_wire::{Renewed, Roles};
 
 /// A node's next key, for which a certificate has been asked.
 #[derive(Debug)]

@@ -10,9 +10,10 @@ use std::thread;
 use proptest::prelude::*;
 use rcgen::{CertificateParams, DnType, IsCa, KeyPair, SanType};
 use relevo_transport::identity::{
-    Authority, AuthorityError, Expected, Host, LiveIdentity, LoadError, MAX_REQUEST_BYTES, Moment, NodeIdentity,
-    PeerIdentity, Reloaded, Renewal, RenewalError, Renewed, RequestError, Role, State, Validity,
+    Authority, AuthorityError, Expected, Host, LiveIdentity, LoadError, Moment, NodeIdentity, PeerIdentity, Reloaded,
+    Renewal, RenewalError, Renewed, RequestError, Role, State, Validity,
 };
+use relevo_wire::MAX_CERTIFICATE_REQUEST_BYTES;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 
@@ -409,8 +410,10 @@ fn a_long_request_is_not_even_read() {
     let mut request = ASKED.request.clone();
     request.push(0);
     assert!(matches!(ASKED.ask(&request), RequestError::Malformed));
-    request.resize(MAX_REQUEST_BYTES + 1, 0);
-    assert!(matches!(ASKED.ask(&request), RequestError::TooLong { byte_len } if byte_len == MAX_REQUEST_BYTES + 1));
+    request.resize(MAX_CERTIFICATE_REQUEST_BYTES + 1, 0);
+    assert!(
+        matches!(ASKED.ask(&request), RequestError::TooLong { byte_len } if byte_len == MAX_CERTIFICATE_REQUEST_BYTES + 1)
+    );
 }
 
 #[test]

@@ -13,6 +13,9 @@ use crate::{
 /// Longest control message that is sent or accepted, archived: a prompt of a million tokens and the same again.
 pub const MAX_CONTROL_BYTES: usize = 8 << 20;
 
+/// Longest certificate request that is sent or accepted: ours have about 210 bytes.
+pub const MAX_CERTIFICATE_REQUEST_BYTES: usize = 4096;
+
 /// Sequences that one message may name.
 const MAX_SEQUENCES: usize = 4096;
 
@@ -41,6 +44,8 @@ pub enum ControlMessage {
     TellPrefixes(DeviceId),
     /// What do you say of yourself?
     AskStatus,
+    /// To the coordinator, which has the authority at hand: the next certificate of the sender, for the key of this request (PKCS#10, DER).
+    Renew(Vec<u8>),
     /// From the node of a prefill role: let a link of shared memory in, if we are of one host.
     AskMemoryLink,
 }
@@ -124,6 +129,8 @@ pub enum ControlReply {
     Refused(String),
     /// What the node says of itself, as JSON.
     Status(String),
+    /// The next certificate.
+    Renewed(Renewed),
     /// A link of shared memory is let in.
     Invited(MemoryInvitation),
 }
@@ -141,6 +148,17 @@ impl fmt::Debug for MemoryInvitation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MemoryInvitation").field("address", &self.address).finish_non_exhaustive()
     }
+}
+
+/// What a node gets that has asked for its next certificate, in PEM.
+#[derive(Clone, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct Renewed {
+    /// The certificate.
+    pub certificate_pem: String,
+    /// The authority's own.
+    pub authority_pem: String,
+    /// What is revoked by now.
+    pub revocations_pem: String,
 }
 
 /// What is wrong with a message that has the right structure. The peer's fault.
@@ -177,6 +195,9 @@ impl ControlMessage {
                 within("the number of sequences", sequences.len() <= MAX_SEQUENCES)
             }
             Self::SetRoles(roles) => within("the number of roles", (1..=2).contains(&roles.len())),
+            Self::Renew(request) => {
+                within("the length of a certificate request", request.len() <= MAX_CERTIFICATE_REQUEST_BYTES)
+            }
             _ => Ok(()),
         }
     }

@@ -19,8 +19,8 @@ pub use cluster::{
     Beat, ClusterMap, DeviceFacts, DeviceRole, Heartbeat, Hello, MapEntry, ModelFacts, NodeEntry, Standing,
 };
 pub use control::{
-    ControlMessage, ControlReply, MAX_CONTROL_BYTES, MAX_TOKEN_BYTES, MemoryInvitation, MessageError, Order, Stepping,
-    ToDecode, ToGateway, ToPrefill, TokenBatch,
+    ControlMessage, ControlReply, MAX_CERTIFICATE_REQUEST_BYTES, MAX_CONTROL_BYTES, MAX_TOKEN_BYTES, MemoryInvitation,
+    MessageError, Order, Renewed, Stepping, ToDecode, ToGateway, ToPrefill, TokenBatch,
 };
 pub use ids::{DeviceId, Epoch, LeaseId, MapVersion, NodeId, RequestId, SequenceId, TenantId, TokenId};
 pub use kv::{BLOCK_TOKENS, BlockIndex, ElementType, KvLayout, LayerIndex, blocks_for_tokens};
