@@ -140,7 +140,7 @@ impl RemoteLinks {
                 sender
             }
         };
-        // Whoever forgot the peer meanwhile did so before it is gone from the table, or will see the link.
+        // A peer that is lost leaves the table first, then its links are forgotten: as long as it is there, they will be.
         if self.peers.find(peer.node).is_some_and(|present| Arc::ptr_eq(&present, peer)) {
             self.troubles.remove(&peer.node);
             return Some(kept);
@@ -256,3 +256,7 @@ impl FrameSink for PeerSink {
         Err(Refusal::Mismatch)
     }
 }
+
+#[cfg(test)]
+#[path = "remote_links/tests.rs"]
+mod tests;

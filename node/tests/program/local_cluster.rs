@@ -38,17 +38,27 @@ impl World {
 
     /// What a node of the cluster was started with.
     pub fn settings(&self, node: &str) -> toml::Table {
+        toml::from_str(&std::fs::read_to_string(self.settings_path(node)).unwrap()).unwrap()
+    }
+
+    /// Where it is started with them again.
+    pub fn settings_path(&self, node: &str) -> PathBuf {
         let clusters = self.folder.path().join("data/local-clusters");
         let cluster = std::fs::read_dir(clusters).unwrap().next().unwrap().unwrap().path();
-        toml::from_str(&std::fs::read_to_string(cluster.join(format!("{node}.toml"))).unwrap()).unwrap()
+        cluster.join(format!("{node}.toml"))
     }
 
     /// A process for each role.
     pub fn cluster(&self, shape: &str) -> Server {
+        self.cluster_with(shape, &[])
+    }
+
+    /// The same, with further arguments.
+    pub fn cluster_with(&self, shape: &str, further: &[&str]) -> Server {
         let data = self.folder.path().join("data");
         let data = data.to_str().unwrap();
         let arguments = ["--local-cluster", shape, "--device", &self.device(), "--disaggregate", "always"];
-        Server::start(&[&arguments[..], &["--data-dir", data]].concat())
+        Server::start(&[&arguments[..], &["--data-dir", data], further].concat())
     }
 }
 
