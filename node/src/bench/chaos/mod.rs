@@ -1,11 +1,11 @@
 //! `relevo bench chaos`: a cluster of processes under a mixed load, whose workers are killed, stopped, paused and cut off by turns. What clients
 //! get is compared with what a single process says; the run fails if a promise is broken.
 
-mod load;
 mod misfortunes;
 mod namespace;
-mod report;
+mod promises;
 mod subject;
+mod workload;
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use std::time::Duration;
 use relevo_actors::clock;
 use tokio_util::sync::CancellationToken;
 
-use self::load::{Load, Variant};
 use self::misfortunes::{Misfortunes, Strike};
-use self::report::{Report, Witnessed};
+use self::promises::{Report, Witnessed};
 use self::subject::Subject;
+use self::workload::{Load, Variant};
 use super::random::SplitMix64;
 use crate::cli::Failure;
 use crate::terminal;
@@ -84,7 +84,7 @@ pub(super) async fn run(args: &ChaosArgs) -> Result<(), Failure> {
     let device = subject::device(args, &folder)?;
     let expected = {
         let alone = Subject::alone(args, &device, &folder).await?;
-        let expected = load::expected(alone.client(), &variants).await?;
+        let expected = workload::expected(alone.client(), &variants).await?;
         alone.stop().await?;
         expected
     };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use relevo_actors::clock;
 use relevo_wire::Instant64;
 use serde_json::{Value, json};
@@ -84,13 +85,13 @@ impl Variant {
 
 /// What each variant's tokens are, one after the other.
 pub(super) async fn expected(client: &ApiClient, variants: &[Variant]) -> Result<Arc<[Vec<String>]>, Failure> {
-    let mut all = Vec::new();
-    for variant in variants {
+    // All at a time: what shares a batch does not change what is said.
+    let streams = variants.iter().map(|variant| async move {
         let mut stream = Watched::begin(client, variant).await?;
         stream.read(None).await.map_err(|reason| Failure::Promise(format!("the single process fails: {reason}")))?;
-        all.push(stream.tokens);
-    }
-    Ok(all.into())
+        Ok::<_, Failure>(stream.tokens)
+    });
+    Ok(try_join_all(streams).await?.into())
 }
 
 /// So many streams at a time.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use relevo_wire::Instant64;
 
 use super::ChaosArgs;
-use super::load::{End, Outcome};
 use super::misfortunes::{Kind, Strike};
+use super::workload::{End, Outcome};
 use crate::bench::percentiles::Percentiles;
 use crate::cli::Failure;
 
