@@ -7,7 +7,7 @@ ARGS ?=
 SHAPE ?= 2p2d
 
 .DEFAULT_GOAL := help
-.PHONY: help tools up cluster build test fmt lint soak bench bench-peer bench-overhead python-env deny advisories example-config clean
+.PHONY: help tools up cluster build test fmt lint soak chaos bench bench-peer bench-overhead python-env deny advisories example-config clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: tools ## Install what tests need, and run every check and test
 
 soak: build ## 2,000 mixed requests against the release binary: minutes
 	$(CARGO) run --quiet --release --locked -p relevo --example soak
+
+chaos: build ## Ten minutes of killed, stopped and cut off workers under load
+	@$(CARGO) run --quiet --release --locked -p relevo -- bench chaos $(ARGS)
 
 bench: build ## The bare engine's speed on the default model
 	@$(CARGO) run --quiet --release --locked -p relevo -- model pull smollm2 >/dev/null

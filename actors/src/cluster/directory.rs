@@ -1,7 +1,7 @@
 //! What the actors of one process share: where to find each other, the streams that outlive them all, the fault switches.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use relevo_transport::FrameSender;
@@ -17,7 +17,7 @@ use crate::coordinator::CoordinatorMessage;
 use crate::device::DevicePort;
 use crate::faults::{FaultSwitches, MessageFault};
 use crate::gateway::{GatewayMessage, Keeper};
-use crate::peers::{MeshMessage, Network, Peers, Renewer};
+use crate::peers::{GOODBYE, MeshMessage, Network, Peers, Renewer};
 use crate::policy::hint_keys::HintKeyer;
 use crate::policy::routing::Disaggregate;
 use crate::router::RouterMessage;
@@ -53,6 +53,8 @@ pub(crate) struct Directory {
     pub(crate) hint_keyer: HintKeyer,
     /// Sequences that wait in the router, for those who look at the queues.
     pub(crate) router_waiting: AtomicUsize,
+    /// This process has said goodbye to its peers.
+    leaving: AtomicBool,
     /// Signs certificates, where the authority is at hand.
     pub(crate) renewer: Option<Renewer>,
     /// The last map that was published: what everyone acts on while the coordinator is away.
@@ -92,6 +94,7 @@ impl Directory {
             disaggregate: options.disaggregate,
             hint_keyer: HintKeyer::new(options.hint_secret),
             router_waiting: AtomicUsize::new(0),
+            leaving: AtomicBool::new(false),
             renewer: options.network.as_ref().and_then(|network| network.renewer.clone()),
             map: RwLock::default(),
         })
@@ -129,6 +132,19 @@ impl Directory {
     pub(crate) async fn frame_link(&self, from: DeviceId, to: DeviceId) -> Option<FrameSender> {
         let region = || self.device(from)?.kv_memory()?.shared_region();
         self.links.sender(from, to, region).await
+    }
+
+    /// Ends the links to other nodes in good order, for good.
+    pub(super) fn say_goodbye(&self) {
+        self.leaving.store(true, Ordering::Release);
+        for peer in self.peers.all() {
+            peer.connection.close(GOODBYE);
+        }
+    }
+
+    /// Whether it has said goodbye.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
     }
 
     /// The last map that was published.

@@ -256,6 +256,7 @@ impl Cluster {
             directory.keeper.drain(directory, patience).await;
         } else {
             tokio::join!(directory.keeper.drain(directory, patience), directory.retire(patience));
+            directory.say_goodbye();
         }
         // Fails when the runner has ended already.
         let _ = self.stop.send(true);

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use relevo_wire::{ControlMessage, DeviceId, Epoch, Role};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::directory::Directory;
 use crate::clock;
+use crate::coordinator::CoordinatorMessage;
 use crate::device::EngineStats;
 
 /// How often it is seen whether the devices have something left.
@@ -13,6 +15,9 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// How long they must have had nothing: a heartbeat says that they drain, a map says so to the gateways, and what was on its way then has come.
 const QUIET: Duration = Duration::from_millis(300);
+
+/// How long the coordinator may take to hear that a device leaves.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 impl Directory {
     /// Lets the devices finish, at most for `patience`, and leave the cluster.
@@ -25,7 +30,16 @@ impl Directory {
             tracing::warn!(?patience, "not all sequences have ended in time: they go on elsewhere");
         }
         for port in self.devices.values() {
-            self.left(port.id, port.epoch());
+            self.leave(port.id, port.epoch()).await;
+        }
+    }
+
+    /// A device leaves; the coordinator has heard so when this returns, unless it is slow to.
+    async fn leave(&self, device: DeviceId, epoch: Epoch) {
+        let _ = self.coordinator.cast(CoordinatorMessage::Left { device, epoch });
+        for coordinator in self.peers.playing(Role::Coordinator) {
+            // One that does not hear it finds out by the end of the link.
+            let _ = coordinator.remote.ask(&ControlMessage::Left(device, epoch), LAST_WORDS).await;
         }
     }
 

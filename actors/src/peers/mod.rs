@@ -23,5 +23,6 @@ mod token_streams;
 
 pub(crate) use mesh::{MeshActor, MeshArguments, MeshMessage, NAME};
 pub use network::{Network, Renewer};
+pub(crate) use peer_link::GOODBYE;
 pub(crate) use remote_ref::AskError;
 pub(crate) use table::{Peer, Peers};

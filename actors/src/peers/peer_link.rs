@@ -28,6 +28,9 @@ use crate::clock;
 use crate::cluster::{Directory, Ticker};
 use crate::policy::liveness::Liveness;
 
+/// Why a link ends whose node stops in good order; the peer hears it.
+pub(crate) const GOODBYE: &str = "the node stops";
+
 /// How often a peer's silence is looked at, and whether to dial it.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -182,7 +185,7 @@ impl Actor for PeerLinkActor {
     }
 
     async fn post_stop(&self, _myself: ActorRef<Self::Msg>, state: &mut Self::State) -> Result<(), ActorProcessingErr> {
-        state.take_down("this node stops").await;
+        state.take_down(GOODBYE).await;
         Ok(())
     }
 }
@@ -205,6 +208,9 @@ impl PeerLinkState {
 
     fn dial_if_due(&mut self, now: Instant64) {
         while self.dialling.try_join_next().is_some() {}
+        if self.arguments.directory.is_leaving() {
+            return;
+        }
         let Some(address) = self.known.filter(|_| self.dialling.is_empty() && now >= self.redial_at) else { return };
         let (network, name, myself) =
             (self.arguments.network.clone(), self.arguments.name.clone(), self.myself.clone());
@@ -356,7 +362,10 @@ impl PeerLinkState {
         link.tasks.shutdown().await;
         if link.is_reachable {
             metrics::counter!("relevo_links_lost_total", "peer" => name.to_string()).increment(1);
-            tracing::warn!(peer = %name, reason, "a link is lost");
+            match directory.is_leaving() || reason.contains(GOODBYE) {
+                true => tracing::info!(peer = %name, reason, "a link has ended"),
+                false => tracing::warn!(peer = %name, reason, "a link is lost"),
+            }
             directory.peer_lost(name);
         } else {
             tracing::debug!(peer = %name, reason, "a link has not come up");

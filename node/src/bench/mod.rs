@@ -1,7 +1,9 @@
-//! `relevo bench`: how fast the bare engine is, and how fast a server.
+//! `relevo bench`: how fast the bare engine is, how fast a server, and what a cluster bears.
 
+mod chaos;
 mod engine;
 mod percentiles;
+mod random;
 mod serve;
 
 use crate::cli::{Common, Failure};
@@ -13,6 +15,8 @@ pub enum BenchCommand {
     Engine(engine::EngineArgs),
     /// Load an OpenAI-compatible server and measure its latencies
     Serve(serve::ServeArgs),
+    /// Kill, stop and cut off workers of a cluster under load, and hold it to its promises
+    Chaos(chaos::ChaosArgs),
 }
 
 /// Runs one of them.
@@ -23,5 +27,6 @@ pub async fn run(command: BenchCommand, common: &Common) -> Result<(), Failure> 
     match command {
         BenchCommand::Engine(args) => engine::run(args, common).await,
         BenchCommand::Serve(args) => serve::run(args).await,
+        BenchCommand::Chaos(args) => chaos::run(&args).await,
     }
 }

@@ -119,6 +119,12 @@ pub enum Failure {
         /// Why.
         source: io::Error,
     },
+    /// What was put to the test did not do as is promised.
+    #[error("{0}")]
+    Promise(String),
+    /// A process that did the work has said why.
+    #[error("it failed with exit code {0}")]
+    Reported(u8),
     /// The reader of stdout has gone: nobody is left to tell.
     #[error("stdout is closed")]
     OutputClosed(#[from] io::Error),
@@ -146,6 +152,7 @@ impl Failure {
             Self::Interrupted => ExitCode::from(130),
             Self::OutputClosed(_) => ExitCode::SUCCESS,
             Self::ApiKeys { .. } | Self::Serve(ServeError::OpenDoor(_)) => ExitCode::from(2),
+            Self::Reported(code) => ExitCode::from(*code),
             _ => ExitCode::FAILURE,
         }
     }

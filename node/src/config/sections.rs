@@ -76,7 +76,7 @@ section! {
     /// This node's place in a cluster of many; `relevo node` reads it, `relevo up` is a cluster of its own.
     Node {
         /// What it plays: "gateway", "coordinator", "prefill", "decode"; its certificate must allow all of them. Required by `relevo node`.
-        roles: Vec<Role> = Vec::new(), example "[\"prefill\", \"decode\"]";
+        roles: Vec<Role> = Vec::new(), example "[\"gateway\", \"coordinator\"]";
         /// Address and UDP port where other nodes reach it.
         listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 7400));
         /// What others dial instead, where `listen` is all addresses or behind a translation.

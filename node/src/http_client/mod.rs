@@ -131,6 +131,16 @@ impl ApiClient {
         serde_json::from_slice(&body).map_err(|error| self.malformed(error))
     }
 
+    /// What `GET path` answers, as text.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn get_text(&self, path: &str) -> Result<String, ClientError> {
+        let response = self.send(Request::get(self.base.clone() + path), Bytes::new()).await?;
+        let body = self.body(response).await?;
+        String::from_utf8(body.into()).map_err(|error| self.malformed(error))
+    }
+
     /// What `POST path` with a JSON body answers.
     ///
     /// # Errors

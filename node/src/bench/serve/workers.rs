@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::ServeArgs;
+use crate::bench::random::SplitMix64;
 use crate::http_client::{ApiClient, ClientError};
 
 /// First token id of a random prompt: below lie control tokens and single bytes.
@@ -140,36 +141,23 @@ impl Watch {
 }
 
 fn body(args: &ServeArgs, model: &str, index: usize) -> (&'static str, Value) {
-    let mut random = SplitMix64(args.seed.wrapping_mul(0x9e37_79b9).wrapping_add(index as u64));
+    let mut random = SplitMix64::new(args.seed.wrapping_mul(0x9e37_79b9).wrapping_add(index as u64));
     let common = json!({
         "model": model, "max_tokens": args.generate, "temperature": 0, "ignore_eos": true,
         "stream": true, "stream_options": {"include_usage": true},
     });
     let count = 0..args.prompt.get();
     let (path, key, value) = if args.chat {
-        let words: Vec<&str> = count.map(|_| WORDS[(random.next() % WORDS.len() as u64) as usize]).collect();
+        let words: Vec<&str> = count.map(|_| WORDS[random.below(WORDS.len() as u64) as usize]).collect();
         ("/v1/chat/completions", "messages", json!([{"role": "user", "content": words.join(" ")}]))
     } else {
         let span = u64::from(args.max_token_id) - FIRST_TOKEN_ID;
-        let ids: Vec<u64> = count.map(|_| FIRST_TOKEN_ID + random.next() % span).collect();
+        let ids: Vec<u64> = count.map(|_| FIRST_TOKEN_ID + random.below(span)).collect();
         ("/v1/completions", "prompt", json!(ids))
     };
     let mut body = common;
     body[key] = value;
     (path, body)
-}
-
-/// Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014: prompts need no better.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
 }
 
 #[cfg(test)]
