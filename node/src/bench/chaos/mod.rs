@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use relevo_actors::clock;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::misfortunes::{Misfortunes, Strike};
@@ -93,14 +94,14 @@ pub(super) async fn run(args: &ChaosArgs) -> Result<(), Failure> {
     let mut witnessed = Witnessed { has_partitions: network.is_some(), ..Witnessed::default() };
     let stop = CancellationToken::new();
     witnessed.began = clock::now();
-    let streams = tokio::spawn(load.run(args.seed, stop.clone()));
+    let mut streams = JoinSet::new();
+    streams.spawn(load.run(args.seed, stop.clone()));
     let breaks = break_things(args, &subject, Misfortunes::new(args.seed, network), &mut witnessed);
     let broken = breaks.await;
     stop.cancel();
-    let ended = streams.await.map_err(|error| subject::failed("the load failed", std::io::Error::other(error)))?;
+    witnessed.outcomes = streams.join_all().await.into_iter().flatten().collect();
     broken?;
     witnessed.duration = clock::now().since(witnessed.began);
-    witnessed.outcomes = ended;
     witnessed.at_rest = subject.comes_to_rest(RECOVERY).await;
     witnessed.leftovers = subject.leftovers().await;
     witnessed.contradictions = subject.contradictions().await;

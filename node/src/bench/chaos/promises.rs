@@ -284,7 +284,8 @@ mod tests {
     #[test]
     fn each_promise_that_is_broken_is_named() {
         let gap = outcome(End::Complete, 0, 1500);
-        let breaks: [(&str, fn(&mut Witnessed, Outcome)); 9] = [
+        type Break = fn(&mut Witnessed, Outcome);
+        let breaks: [(&str, Break); 9] = [
             ("errors were logged", |seen, _| seen.errors.push("x".to_owned())),
             ("failed", |seen, _| seen.outcomes.push(outcome(End::Failed("x".to_owned()), 0, 0))),
             ("differ from", |seen, _| seen.outcomes.push(outcome(End::Wrong("x".to_owned()), 0, 0))),

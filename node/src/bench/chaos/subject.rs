@@ -12,6 +12,7 @@ use relevo_actors::status::{ClusterStatus, NodeStatus};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::ChaosArgs;
@@ -102,6 +103,7 @@ pub(super) struct Subject {
     child: Child,
     client: ApiClient,
     num_workers: usize,
+    _output: JoinSet<()>,
 }
 
 impl Subject {
@@ -144,17 +146,19 @@ impl Subject {
                 let word = line.split_whitespace().find(|word| word.starts_with("http://"));
                 if let Some(word) = word.filter(|_| line.contains("API ")) {
                     let address = word.to_owned();
-                    // Somebody must read on, else it would wait for us.
-                    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-                    return Some(address);
+                    return Some((address, lines));
                 }
             }
         };
         let address = timeout(START_PATIENCE, address).await.ok().flatten();
-        let address = address.ok_or_else(|| Failure::Promise("relevo up does not come to serve".to_owned()))?;
+        let (address, mut lines) =
+            address.ok_or_else(|| Failure::Promise("relevo up does not come to serve".to_owned()))?;
+        // Somebody must read on, else it would wait for us.
+        let mut output = JoinSet::new();
+        output.spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let num_workers =
             shape.split(|letter: char| !letter.is_ascii_digit()).filter_map(|count| count.parse::<usize>().ok()).sum();
-        Ok(Self { child, client: ApiClient::new(&address, None)?, num_workers })
+        Ok(Self { child, client: ApiClient::new(&address, None)?, num_workers, _output: output })
     }
 
     pub(super) fn client(&self) -> &ApiClient {

@@ -75,7 +75,7 @@ impl Variant {
         let body = json!({
             "prompt": format!("{index} {}", words.join(" ")),
             "max_tokens": max_tokens, "ignore_eos": true, "stream": true,
-            "temperature": if index % 2 == 0 { 0.0 } else { 0.8 }, "seed": index,
+            "temperature": if index.is_multiple_of(2) { 0.0 } else { 0.8 }, "seed": index,
             "logprobs": 0, "return_tokens_as_token_ids": true,
         });
         let aborts_after = (index % 8 == 7).then(|| 1 + random.below(max_tokens / 2) as usize);
