@@ -68,6 +68,7 @@ pub(super) fn may_say(sender: &Sender, message: &ControlMessage) -> bool {
         ControlMessage::TellPrefixes(_) => sender.plays(Role::Gateway),
         ControlMessage::Left(device, _) => sender.computes() && sender.owns(*device),
         ControlMessage::Order(_) => sender.plays(Role::Gateway) || sender.plays(Role::Operator),
+        ControlMessage::AskTrace(request) => sender.plays(Role::Gateway) && request.gateway() == sender.node,
         ControlMessage::AskStatus => {
             sender.plays(Role::Gateway) || sender.plays(Role::Coordinator) || sender.plays(Role::Operator)
         }
@@ -104,7 +105,7 @@ mod tests {
             priority: 0,
             deadline: None,
         };
-        SentRequest::new(&request, Instant64(0))
+        SentRequest::new(&request, Instant64(0), None)
     }
 
     /// Every message, of a sequence or device of `whose`, with the roles of which one is needed.
@@ -141,6 +142,7 @@ mod tests {
             (ControlMessage::SetDraining(true), vec![Coordinator]),
             (ControlMessage::TellPrefixes(here), vec![Gateway]),
             (ControlMessage::AskStatus, vec![Gateway, Coordinator, Operator]),
+            (ControlMessage::AskTrace(sequence.request), vec![Gateway]),
         ]
     }
 

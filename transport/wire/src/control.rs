@@ -5,7 +5,8 @@
 
 use crate::sent_request::SentRequest;
 use crate::{
-    ClusterMap, DeviceId, DeviceRole, Epoch, GrantedLease, HandOver, LeaseId, PrefixBatch, SequenceId, StreamEvent,
+    ClusterMap, DeviceId, DeviceRole, Epoch, GrantedLease, HandOver, LeaseId, PrefixBatch, RequestId, SequenceId,
+    StreamEvent,
 };
 
 /// Longest control message that is sent or accepted, archived: a prompt of a million tokens and the same again.
@@ -39,6 +40,8 @@ pub enum ControlMessage {
     TellPrefixes(DeviceId),
     /// What do you say of yourself?
     AskStatus,
+    /// From the gateway that minted it: what has been done for this request where you are?
+    AskTrace(RequestId),
 }
 
 /// What a prefill role is told from outside.
@@ -120,6 +123,8 @@ pub enum ControlReply {
     Refused(String),
     /// What the node says of itself, as JSON.
     Status(String),
+    /// The spans of a request that it keeps, as JSON.
+    Trace(String),
 }
 
 /// What is wrong with a message that has the right structure. The peer's fault.
