@@ -201,7 +201,7 @@ impl EngineHops {
 }
 
 fn is_on() -> bool {
-    tracing::span_enabled!(tracing::Level::DEBUG)
+    tracing::span_enabled!(tracing::Level::DEBUG, sequence)
 }
 
 #[cfg(test)]

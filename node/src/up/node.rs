@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use relevo_actors::cluster::{Cluster, ClusterOptions, Network};
 use relevo_actors::device::DeviceRole;
+use relevo_actors::traces::SpanIds;
 use relevo_transport::identity::{LiveIdentity, Name};
 use relevo_transport::{NodeEndpoint, Patience};
 use relevo_wire::{NodeId, Role, Roles};
@@ -174,6 +175,7 @@ impl Parts {
         let mut options = server::cluster_options(config, specs);
         options.node = self.name.to_string();
         options.hint_secret = self.identity.present().cluster_secret();
+        options.span_ids = SpanIds::of_secret(&options.hint_secret);
         options.epochs = Some(self.epochs.epochs());
         options.network = Some(Network {
             endpoint: self.endpoint.clone(),
