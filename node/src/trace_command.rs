@@ -177,11 +177,11 @@ mod tests {
         let expected = "\
 request-7  trace 4bf9
      from ms      for ms
-       0.000      52.125  generation     gw
-       0.250      51.000  ├─ gateway     gw                 tokens 40
-       0.250       0.500  │  ├─ route    gw
-      12.500      38.000  │  └─ decode   decode-0 device-0  attempt 1
-       0.500       9.000  └─ gateway     gw
+       0.000      52.125  generation    gw
+       0.250      51.000  ├─ gateway    gw                 tokens 40
+       0.250       0.500  │  ├─ route   gw
+      12.500      38.000  │  └─ decode  decode-0 device-0  attempt 1
+       0.500       9.000  └─ gateway    gw
   decode-0's clock is 3.000 ms slow, which is taken into account, to 0.250 ms.
   decode-1's clock is taken as it is: it differs by less than 0.125 ms.
   prefill-0 did not answer: what it has done is missing.";

@@ -75,6 +75,11 @@ impl Visit for OpenSpan {
         ClosedSpan::say(&mut self.fields, field.name(), FieldValue::Count(value));
     }
 
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        let count = u64::try_from(value).map_or(FieldValue::Number(value as f64), FieldValue::Count);
+        ClosedSpan::say(&mut self.fields, field.name(), count);
+    }
+
     fn record_f64(&mut self, field: &Field, value: f64) {
         ClosedSpan::say(&mut self.fields, field.name(), FieldValue::Number(value));
     }
