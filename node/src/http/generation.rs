@@ -309,6 +309,10 @@ impl Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
+        for sequence in &mut self.sequences {
+            // Of one that did not come to its end, as many as came.
+            sequence.usage.completion_tokens = sequence.usage.completion_tokens.max(sequence.choice.num_tokens());
+        }
         let reasons = self.sequences.iter().filter_map(|sequence| sequence.finish);
         self.traced.ended(self.usage(), reasons);
     }

@@ -14,6 +14,7 @@ use tracing_subscriber::filter::{FilterFn, LevelFilter, filter_fn};
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::exporter;
 use crate::wall_clock;
 
 /// The field that makes a span one of a request.
@@ -118,6 +119,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for SpanRecorder {
         let Some(span) = context.span(&id) else { return };
         let open = span.extensions_mut().remove::<OpenSpan>();
         if let Some(closed) = open.and_then(|open| open.close(span.name())) {
+            exporter::offer(&closed);
             recent().keep(closed);
         }
     }

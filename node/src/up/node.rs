@@ -24,6 +24,7 @@ use crate::cli::{Common, Failure};
 use crate::config::{Config, Node};
 use crate::config_command;
 use crate::signals::StopSignals;
+use crate::traces::{Exporter, Exporting};
 
 /// How often a node that begins looks whether the cluster serves.
 const READY_POLL: Duration = Duration::from_millis(20);
@@ -97,6 +98,7 @@ async fn serve(config: &Config, args: &NodeArgs, common: &Common, stop: Cancella
         }
         None => None,
     };
+    let exporter = Exporter::start(&config.traces, parts.exporting(door.as_ref()))?;
     let source = source(config, common).await?;
     let devices = match parts.roles.contains(Role::Prefill) || parts.roles.contains(Role::Decode) {
         true => loading::plan_of_node(config, &source.1, &Machine::facts(), &parts.identity)?,
@@ -106,10 +108,14 @@ async fn serve(config: &Config, args: &NodeArgs, common: &Common, stop: Cancella
     tracing::info!(name = %parts.name, roles = %parts.roles, config = %args.config.display(), "the node has begun");
     let keeps_identity = keep_identity(parts.identity.clone(), Arc::clone(&cluster));
     let lives = live(config, door, source, Arc::clone(&cluster), stop);
-    tokio::select! {
+    let lived = tokio::select! {
         result = lives => result,
         () = keeps_identity => Ok(()),
+    };
+    if let Some(exporter) = exporter {
+        exporter.stop().await;
     }
+    lived
 }
 
 /// A gateway's API, or another node's metrics.
@@ -154,6 +160,16 @@ impl Parts {
         Ok(Self { identity, name: own.name, roles, endpoint, epochs })
     }
 
+    /// Who exports spans: its API is where requests come in, if it is a gateway's.
+    fn exporting(&self, door: Option<&Door>) -> Exporting {
+        let server = door.filter(|_| self.roles.contains(Role::Gateway)).map(Door::address);
+        Exporting { node: self.name.to_string(), server, ids: self.span_ids() }
+    }
+
+    fn span_ids(&self) -> SpanIds {
+        SpanIds::of_secret(&self.identity.present().cluster_secret())
+    }
+
     fn options(&self, config: &Config, source: &Source, devices: &[PlannedDevice]) -> Result<ClusterOptions, Failure> {
         let mut specs: Vec<_> = devices.iter().map(PlannedDevice::spec).collect();
         let allowed = self.identity.own().roles;
@@ -175,7 +191,7 @@ impl Parts {
         let mut options = server::cluster_options(config, specs);
         options.node = self.name.to_string();
         options.hint_secret = self.identity.present().cluster_secret();
-        options.span_ids = SpanIds::of_secret(&options.hint_secret);
+        options.span_ids = self.span_ids();
         options.epochs = Some(self.epochs.epochs());
         options.network = Some(Network {
             endpoint: self.endpoint.clone(),

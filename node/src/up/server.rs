@@ -175,6 +175,7 @@ pub(super) fn cluster_options(config: &Config, devices: Vec<DeviceSpec>) -> Clus
     options.carrier = carrier(config.transport.carrier);
     options.limits = cluster_limits(config);
     options.spans = Arc::clone(traces::recent());
+    options.span_ids = traces::ids_alone().clone();
     options.faults = config.testing.any().then(|| config.testing.faults.clone());
     options
 }
