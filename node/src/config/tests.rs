@@ -88,6 +88,11 @@ fn a_value_out_of_range_names_key_value_and_range() {
             "[transport]\ncarrier = \"shm\"",
             "transport.carrier is \"shm\", expected \"auto\", \"in-process\" or \"quic\": shared memory does not exist yet",
         ),
+        (
+            "[traces]\notlp_endpoint = \"https://a\"",
+            "traces.otlp_endpoint is \"https://a\", expected a URL that begins with http:// (a collector with TLS is reached through one on this machine)",
+        ),
+        ("[traces]\nservice_name = \"\"", "traces.service_name is empty, expected a name"),
         ("[router]\nlease_ms = 1", "router.lease_ms is 1, expected 10 to 600000"),
     ];
     for (text, expected) in cases {

@@ -83,7 +83,12 @@ pub struct Exporting {
 
 /// Hands a span to the exporter, if there is one.
 pub(super) fn offer(span: &ClosedSpan) {
-    let Some(queue) = QUEUE.get() else { return };
+    if let Some(queue) = QUEUE.get() {
+        offer_to(queue, span);
+    }
+}
+
+fn offer_to(queue: &mpsc::Sender<ClosedSpan>, span: &ClosedSpan) {
     if queue.try_send(span.clone()).is_err() {
         dropped("queue_full", 1);
     }
@@ -298,4 +303,50 @@ fn is_lasting(error: &ClientError) -> bool {
         StatusCode::GATEWAY_TIMEOUT,
     ];
     matches!(error, ClientError::Refused { status, .. } if !again.contains(status))
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use relevo_wire::{RequestId, SequenceId};
+
+    use super::*;
+
+    fn span() -> ClosedSpan {
+        let sequence = SequenceId { request: RequestId(1), choice: 0, attempt: 0 };
+        ClosedSpan { hop: "decode".into(), sequence, started_unix_ns: 1, duration_ns: 1, fields: Vec::new() }
+    }
+
+    #[test]
+    fn a_full_queue_costs_the_span_and_no_time() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let (queue, mut waiting) = mpsc::channel(2);
+        metrics::with_local_recorder(&recorder, || (0..5).for_each(|_| offer_to(&queue, &span())));
+        assert!(recorder.handle().render().contains("relevo_spans_dropped_total{reason=\"queue_full\"} 3"));
+        assert_eq!(
+            [waiting.try_recv().is_ok(), waiting.try_recv().is_ok(), waiting.try_recv().is_ok()],
+            [true, true, false]
+        );
+    }
+
+    #[test]
+    fn headers_are_read_and_what_is_none_is_refused_without_telling_it() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "# a comment\n\nx-key:  a: b \n").unwrap();
+        let headers = read_headers(file.path()).unwrap();
+        assert_eq!((headers[0].0.as_str(), headers[0].1.as_bytes()), ("x-key", &b"a: b"[..]));
+        for wrong in ["secret", "a b: secret", "x: sec\u{1}ret"] {
+            std::fs::write(file.path(), format!("x: y\n{wrong}\n")).unwrap();
+            let error = read_headers(file.path()).unwrap_err().to_string();
+            assert!(error.contains("line 2") && !error.contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_refusals_that_may_pass_are_tried_again() {
+        let refused = |status| ClientError::Refused { base: String::new(), status, message: String::new() };
+        assert!(is_lasting(&refused(StatusCode::BAD_REQUEST)) && is_lasting(&refused(StatusCode::UNAUTHORIZED)));
+        assert!(!is_lasting(&refused(StatusCode::SERVICE_UNAVAILABLE)));
+        assert!(!is_lasting(&ClientError::Connect { base: String::new(), reason: String::new() }));
+    }
 }
