@@ -129,6 +129,8 @@ fn a_request_is_traced_over_all_nodes_by_any_of_its_names() {
         assert!(start >= 0.0 && start + duration < whole + 1000.0, "{span}");
         assert_eq!(span["device"].is_null(), span["node"] == "gateway" || span["hop"] == "push", "{span}");
     }
+    let route = &span(&by_id, "route")["fields"];
+    assert_eq!((&route["prefill"], &route["decode"]), (&json!("prefill-0 device-0"), &json!("decode-0 device-0")));
     let nodes = by_id["nodes"].as_array().unwrap();
     assert!(nodes.len() == 3 && nodes.iter().all(|node| node["answered"] == true), "{by_id}");
     assert!(!by_id.to_string().contains("secret"), "{by_id}");
@@ -254,7 +256,15 @@ fn a_collector_that_is_away_harms_no_request_and_gets_what_waits_when_it_is_back
     assert!(answers.iter().all(|answer| answer["choices"][0]["finish_reason"] == "length"), "{answers:?}");
     let traces: Vec<_> = answers.iter().map(|answer| trace(url, answer["id"].as_str().unwrap(), HOPS.len())).collect();
 
-    let collector = Collector::start(&address, "200 OK");
+    let collector = Collector::start(&address, "503 Service Unavailable");
+    let began = clock::now();
+    let refused = |node: &str| {
+        collector.all().iter().any(|taken| attribute(&taken.resource, "service.instance.id").as_deref() == Some(node))
+    };
+    while !["gateway", "prefill-0", "decode-0"].into_iter().all(refused) {
+        assert!(clock::now().since(began) < DEADLINE, "each node has seen that it is away");
+    }
+    collector.answer("200 OK");
     for trace in &traces {
         exported(&collector, trace["trace_id"].as_str().unwrap(), HOPS.len());
     }

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use relevo_wire::{ControlMessage, ControlReply, NodeId, RequestId};
+use relevo_wire::{ControlMessage, ControlReply, NodeEntry, NodeId, RequestId};
 use tokio::task::JoinSet;
 
 use super::directory::Directory;
 use crate::clock;
-use crate::traces::{AskedNode, ClockReading, ClosedSpan, MAX_SPANS_OF_ONE, NodeSpans, RequestTrace, place};
+use crate::traces::{
+    AskedNode, ClockReading, ClosedSpan, FieldValue, MAX_SPANS_OF_ONE, NodeSpans, PlacedSpan, RequestTrace, place,
+};
 
 /// How long another node may take to tell what it has done for a request.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -32,11 +34,27 @@ pub(super) async fn trace(directory: &Arc<Directory>, name: &str) -> Option<Requ
             None => nodes.push(AskedNode { name, ..AskedNode::default() }),
         }
     }
-    let spans = place(told);
+    let mut spans = place(told);
+    name_nodes(&mut spans, &directory.map().nodes);
     let trace_id = directory.span_ids.trace_id(request, directory.spans.context(request));
     let trace = RequestTrace { request: request.to_string(), trace_id: format!("{trace_id:032x}"), nodes, spans };
     // One that has just begun has no spans yet, but a name.
     (!trace.spans.is_empty() || directory.spans.find(name) == Some(request)).then_some(trace)
+}
+
+/// Calls nodes by their names where a span speaks of others' devices.
+fn name_nodes(spans: &mut [PlacedSpan], nodes: &[NodeEntry]) {
+    for value in spans.iter_mut().flat_map(|span| span.fields.values_mut()) {
+        let FieldValue::Text(text) = value else { continue };
+        let device = text.split_once('@').filter(|(device, _)| device.starts_with("device-"));
+        let named = device.and_then(|(device, number)| {
+            let node = nodes.iter().find(|entry| entry.node.to_string() == number)?;
+            Some(format!("{} {device}", node.name))
+        });
+        if let Some(named) = named {
+            *text = named;
+        }
+    }
 }
 
 /// The other nodes of the map, by name, with what each says, if it does.

@@ -24,7 +24,13 @@ pub(crate) struct Taken {
 /// A running collector. Its threads end with the test.
 pub(crate) struct Collector {
     address: SocketAddr,
-    taken: Arc<Mutex<Vec<Taken>>>,
+    shelf: Arc<Mutex<Shelf>>,
+}
+
+/// What it answers, and what it has answered so.
+struct Shelf {
+    status: &'static str,
+    taken: Vec<Taken>,
 }
 
 impl Collector {
@@ -32,15 +38,25 @@ impl Collector {
     pub(crate) fn start(address: &str, status: &'static str) -> Self {
         let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
-        let taken = Arc::<Mutex<Vec<Taken>>>::default();
-        let shelf = Arc::clone(&taken);
+        let shelf = Arc::new(Mutex::new(Shelf { status, taken: Vec::new() }));
+        let served = Arc::clone(&shelf);
         std::thread::spawn(move || {
             for socket in listener.incoming().map_while(Result::ok) {
-                let shelf = Arc::clone(&shelf);
-                std::thread::spawn(move || while take(&socket, status, &shelf).is_some() {});
+                let shelf = Arc::clone(&served);
+                std::thread::spawn(move || while take(&socket, &shelf).is_some() {});
             }
         });
-        Self { address, taken }
+        Self { address, shelf }
+    }
+
+    /// Answers otherwise from here on, and forgets what came before.
+    pub(crate) fn answer(&self, status: &'static str) {
+        *self.shelf.lock().unwrap() = Shelf { status, taken: Vec::new() };
+    }
+
+    /// Everything that has come.
+    pub(crate) fn all(&self) -> Vec<Taken> {
+        self.shelf.lock().unwrap().taken.clone()
     }
 
     pub(crate) fn url(&self) -> String {
@@ -50,12 +66,12 @@ impl Collector {
     /// What has come of a trace.
     pub(crate) fn of_trace(&self, trace_id: &str) -> Vec<Taken> {
         let is_its = |taken: &&Taken| hex(&taken.span.trace_id) == trace_id;
-        self.taken.lock().unwrap().iter().filter(is_its).cloned().collect()
+        self.shelf.lock().unwrap().taken.iter().filter(is_its).cloned().collect()
     }
 }
 
 /// One request of a connection; nothing when there is none any more.
-fn take(socket: &TcpStream, status: &str, shelf: &Mutex<Vec<Taken>>) -> Option<()> {
+fn take(socket: &TcpStream, shelf: &Mutex<Shelf>) -> Option<()> {
     let mut reader = BufReader::new(socket);
     let mut headers = Vec::new();
     loop {
@@ -72,13 +88,16 @@ fn take(socket: &TcpStream, status: &str, shelf: &Mutex<Vec<Taken>>) -> Option<(
     reader.read_exact(&mut body).ok()?;
     let message = String::from_utf8_lossy(&body).into_owned();
     let request = ExportTraceServiceRequest::decode(&*body).unwrap();
+    let mut shelf = shelf.lock().unwrap();
     for of_resource in request.resource_spans {
         let resource = of_resource.resource.unwrap().attributes;
         for span in of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
             let (resource, headers, message) = (resource.clone(), headers.clone(), message.clone());
-            shelf.lock().unwrap().push(Taken { span, resource, headers, message });
+            shelf.taken.push(Taken { span, resource, headers, message });
         }
     }
+    let status = shelf.status;
+    drop(shelf);
     let mut socket = socket;
     socket.write_all(format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").as_bytes()).ok()
 }
