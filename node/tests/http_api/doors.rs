@@ -222,6 +222,13 @@ async fn a_sane_request_id_comes_back_and_another_does_not() {
 }
 
 #[tokio::test]
+async fn a_request_that_nobody_knows_is_a_404() {
+    let reply = world().await.get("/relevo/trace/team/7").await;
+    assert_eq!((reply.status.as_u16(), &*reply.error().1), (404, "request_not_found"));
+    assert!(reply.message().contains("'team/7'"), "{}", reply.message());
+}
+
+#[tokio::test]
 async fn a_server_without_a_model_says_so() {
     let world = World::unready(HttpOptions::default()).await;
     assert_eq!(world.get("/health").await.json(), json!({"status": "ok"}));

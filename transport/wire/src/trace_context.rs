@@ -74,7 +74,7 @@ mod tests {
             &format!("00-{}-01", ids.to_uppercase()),
             &format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
             &format!("00-4bf92f3577b34da6a3ce929d0e0e4736-{}-01", "0".repeat(16)),
-            &format!("00-+bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+            "00-+bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
             &format!("00-{}-01", ids.replace("00f0", "ö0")),
         ] {
             assert_eq!(TraceContext::parse(header), None, "{header}");
