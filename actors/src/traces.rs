@@ -4,6 +4,10 @@
 //! a handful of times for a sequence and never for a token; switched off they cost a look at the level. Each lies with what it tells of (a
 //! stream, a route, a lease, an engine's sequence) and closes with it.
 
+mod recent_spans;
+mod request_trace;
+mod span_ids;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -11,6 +15,12 @@ use dashmap::DashMap;
 use relevo_wire::{DeviceId, GenerateRequest, RequestId, SequenceId};
 use tracing::Span;
 use tracing::field::Empty;
+
+pub(crate) use recent_spans::MAX_SPANS_OF_ONE;
+pub use recent_spans::{ClosedSpan, FieldValue, MAX_REQUESTS, RecentSpans};
+pub use request_trace::{AskedNode, NodeSpans, PlacedSpan, RequestTrace};
+pub(crate) use request_trace::{ClockReading, place};
+pub use span_ids::{SpanIds, SpanPlace};
 
 use crate::device::DeviceEvent;
 
@@ -116,6 +126,8 @@ pub(crate) struct EngineHops {
     device: DeviceId,
     traces: Traces,
     open: HashMap<SequenceId, (Stage, Hop)>,
+    /// Of these, how many wait for their first chunk.
+    num_queued: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +142,7 @@ enum Stage {
 
 impl EngineHops {
     pub(crate) fn new(device: DeviceId, traces: Traces) -> Self {
-        Self { device, traces, open: HashMap::new() }
+        Self { device, traces, open: HashMap::new(), num_queued: 0 }
     }
 
     /// The engine was told to prefill it.
@@ -140,17 +152,22 @@ impl EngineHops {
         }
     }
 
-    /// These are in the step that begins: whoever waited is prefilled now, and whoever came with its blocks decodes.
-    pub(crate) fn stepping(&mut self, sequences: impl Iterator<Item = SequenceId>) {
-        if !is_on() {
+    /// Rows of these sequences' prompts are in the step that begins: whoever waited is prefilled now. Without any, a step costs nothing.
+    pub(crate) fn prefilling(&mut self, sequences: impl Iterator<Item = SequenceId>) {
+        if self.num_queued == 0 {
             return;
         }
         for sequence in sequences {
-            match self.open.get(&sequence) {
-                Some((Stage::Queue, _)) => self.enter(sequence, Stage::Prefill),
-                None => self.enter(sequence, Stage::Decode),
-                Some((Stage::Prefill | Stage::Decode, _)) => {}
+            if matches!(self.open.get(&sequence), Some((Stage::Queue, _))) {
+                self.enter(sequence, Stage::Prefill);
             }
+        }
+    }
+
+    /// It came with its blocks, and decodes.
+    pub(crate) fn committed(&mut self, sequence: SequenceId) {
+        if is_on() {
+            self.enter(sequence, Stage::Decode);
         }
     }
 
@@ -158,26 +175,33 @@ impl EngineHops {
     pub(crate) fn told(&mut self, event: &DeviceEvent) {
         match event {
             DeviceEvent::HandedOver { sequence, .. } if is_on() => self.enter(*sequence, Stage::Decode),
-            DeviceEvent::Ended { sequence, .. } => _ = self.open.remove(sequence),
+            DeviceEvent::Ended { sequence, .. } => self.leave(*sequence),
             _ => {}
         }
     }
 
     /// The hop before, if there is one, is left first.
     fn enter(&mut self, sequence: SequenceId, stage: Stage) {
-        drop(self.open.remove(&sequence));
+        self.leave(sequence);
         let device = self.device;
         let hop = self.traces.hop(sequence, |parent| match stage {
             Stage::Queue => tracing::debug_span!(parent: parent, "queue", %sequence, %device),
             Stage::Prefill => tracing::debug_span!(parent: parent, "prefill", %sequence, %device),
             Stage::Decode => tracing::debug_span!(parent: parent, "decode", %sequence, %device),
         });
+        self.num_queued += usize::from(stage == Stage::Queue);
         self.open.insert(sequence, (stage, hop));
+    }
+
+    fn leave(&mut self, sequence: SequenceId) {
+        if let Some((stage, _)) = self.open.remove(&sequence) {
+            self.num_queued -= usize::from(stage == Stage::Queue);
+        }
     }
 }
 
 fn is_on() -> bool {
-    tracing::enabled!(tracing::Level::DEBUG)
+    tracing::span_enabled!(tracing::Level::DEBUG, sequence)
 }
 
 #[cfg(test)]
@@ -206,7 +230,8 @@ mod tests {
         traces.begin(Span::current(), &request);
         let mut hops = EngineHops::new(DeviceId(0), traces.clone());
         hops.queued(sequence);
-        hops.stepping([sequence].into_iter());
+        hops.prefilling([sequence].into_iter());
+        hops.committed(sequence);
         hops.told(&DeviceEvent::HandedOver { sequence, num_blocks: 1 });
         assert!(traces.0.is_empty() && hops.open.is_empty());
     }

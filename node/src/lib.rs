@@ -21,5 +21,7 @@ pub mod signals;
 pub mod status_command;
 pub mod terminal;
 pub mod text;
+pub mod trace_command;
+pub mod traces;
 pub mod up;
 pub mod wall_clock;

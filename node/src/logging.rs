@@ -1,12 +1,15 @@
-//! The log: `tracing` to stderr, by a filter, as text or JSON.
+//! The log: `tracing` to stderr, by a filter, as text or JSON; and beside it what takes down the spans of requests.
 
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry};
 
 use crate::config::LogFormat;
-use crate::environment;
+use crate::traces::SpanRecorder;
+use crate::{environment, traces};
 
 /// Whether `filter` is one.
 ///
@@ -29,14 +32,18 @@ fn without_sessions(filter: &str) -> String {
 /// As [`check_filter`].
 pub fn start(filter: &str, format: LogFormat) -> Result<(), String> {
     check_filter(filter)?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(without_sessions(filter)))
+    let lines = tracing_subscriber::fmt::layer()
         // Each hop of a request is told when it is done, with the time that it took.
         .with_span_events(FmtSpan::CLOSE)
         .with_writer(io::stderr);
-    let _ = match format {
-        LogFormat::Text => builder.with_ansi(io::stderr().is_terminal() && !environment::no_color()).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = match format {
+        LogFormat::Text => lines.with_ansi(io::stderr().is_terminal() && !environment::no_color()).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
+    // Each with a filter of its own: a quiet log does not keep `relevo trace` from seeing.
+    let subscriber = tracing_subscriber::registry()
+        .with(lines.with_filter(EnvFilter::new(without_sessions(filter))))
+        .with(SpanRecorder.with_filter(traces::filter()));
+    let _ = subscriber.try_init();
     Ok(())
 }

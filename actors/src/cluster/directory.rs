@@ -21,7 +21,7 @@ use crate::peers::{GOODBYE, MeshMessage, Network, Peers, Renewer};
 use crate::policy::hint_keys::HintKeyer;
 use crate::policy::routing::Disaggregate;
 use crate::router::RouterMessage;
-use crate::traces::Traces;
+use crate::traces::{RecentSpans, SpanIds, Traces};
 
 /// One for each cluster; every actor holds it.
 pub(crate) struct Directory {
@@ -44,6 +44,8 @@ pub(crate) struct Directory {
     pub(crate) links: Links,
     pub(crate) keeper: Keeper,
     pub(crate) traces: Traces,
+    pub(crate) spans: Arc<RecentSpans>,
+    pub(super) span_ids: SpanIds,
     pub(crate) tree: SupervisionTree,
     pub(crate) faults: Arc<FaultSwitches>,
     pub(crate) allow_faults: bool,
@@ -87,6 +89,8 @@ impl Directory {
             links,
             keeper: Keeper::new(options.max_live()),
             traces: Traces::default(),
+            spans: Arc::clone(&options.spans),
+            span_ids: options.span_ids.clone(),
             tree: SupervisionTree::default(),
             faults: Arc::new(FaultSwitches::new(options.faults.clone().unwrap_or_default())),
             allow_faults: options.faults.is_some(),

@@ -1,6 +1,7 @@
 //! A cluster in this process: started with its devices, handed out as a gateway, asked for its status, drained at the end.
 
 mod directory;
+mod gathered_trace;
 mod links;
 mod options;
 mod post;
@@ -44,6 +45,7 @@ use crate::faults::Fault;
 use crate::gateway::{Gateway, GatewayMessage, Intake, gateway_channel};
 use crate::peers::MeshMessage;
 use crate::status::ClusterStatus;
+use crate::traces::{RecentSpans, RequestTrace};
 
 /// Submissions on their way to the keeper: a burst of connections.
 const SUBMISSION_CAPACITY: usize = 256;
@@ -150,6 +152,16 @@ impl Cluster {
     /// A snapshot of the whole; other nodes are asked, and get a moment to answer.
     pub async fn status_of_all(&self) -> ClusterStatus {
         snapshot::status(&self.directory, self.queues.status()).await
+    }
+
+    /// What was done for a request, by any of its names, on all nodes; they are asked, and get a moment to answer. None if nothing is kept of it.
+    pub async fn trace(&self, name: &str) -> Option<RequestTrace> {
+        gathered_trace::trace(&self.directory, name).await
+    }
+
+    /// Where this process's spans are kept.
+    pub fn spans(&self) -> &Arc<RecentSpans> {
+        &self.directory.spans
     }
 
     /// What this process says of itself, at once.

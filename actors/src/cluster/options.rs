@@ -14,6 +14,7 @@ use crate::faults::Fault;
 use crate::peers::Network;
 use crate::policy::restarts::RestartIntensity;
 use crate::policy::routing::{Disaggregate, LOCAL_PREFILL_BELOW_TOKENS};
+use crate::traces::{RecentSpans, SpanIds};
 
 /// Makes a device's model: at its start, and again if its engine cannot be revived. It may take its time; weights that are mapped once and
 /// shared make the second time short.
@@ -60,6 +61,10 @@ pub struct ClusterOptions {
     /// What the names of prefixes that devices and routers agree on depend on: the same on all nodes of a cluster, and known to nobody else,
     /// so that no tenant can guess the names of another's prompts or make its own collide with them.
     pub hint_secret: [u8; 32],
+    /// Where this process's spans are kept, if by anybody.
+    pub spans: Arc<RecentSpans>,
+    /// What gives them their ids: the same on all nodes of a cluster.
+    pub span_ids: SpanIds,
     /// Bounds.
     pub limits: Limits,
     /// Its place among other nodes; without one it is a cluster of its own.
@@ -142,6 +147,8 @@ impl ClusterOptions {
             disaggregate: Disaggregate::default(),
             carrier: Carrier::default(),
             hint_secret: [0; 32],
+            spans: Arc::default(),
+            span_ids: SpanIds::default(),
             limits: Limits::default(),
             network: None,
             epochs: None,

@@ -1,11 +1,12 @@
 //! Where messages go: to an actor of this process, or over a link to the node that has it. Those who send need not know.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use relevo_transport::identity::Name;
 use relevo_wire::{
-    Beat, ClusterMap, ControlMessage, DeviceId, DeviceRole, Epoch, NodeId, PrefixBatch, Role, SentRequest, SequenceId,
-    Stepping, ToDecode, ToGateway, ToPrefill, TokenBatch,
+    Beat, ClusterMap, ControlMessage, DeviceId, DeviceRole, Epoch, GenerateRequest, NodeId, PrefixBatch, Role,
+    SentRequest, SequenceId, Stepping, ToDecode, ToGateway, ToPrefill, TokenBatch,
 };
 use tokio::time::timeout;
 
@@ -30,9 +31,7 @@ impl Directory {
             return port.prefill.cast(PrefillMessage::Event(event));
         }
         let message = match event {
-            PrefillEvent::Admit { request, decode } => {
-                ToPrefill::Admit(SentRequest::new(&request, clock::now()), decode)
-            }
+            PrefillEvent::Admit { request, decode } => ToPrefill::Admit(self.sent(&request), decode),
             PrefillEvent::Redirect { sequence, decode } => ToPrefill::Redirect(sequence, decode),
             PrefillEvent::Granted { sequence, decode, lease } => ToPrefill::Granted(sequence, decode, lease),
             PrefillEvent::LeaseRefused { sequence, decode } => ToPrefill::Refused(sequence, decode),
@@ -49,9 +48,7 @@ impl Directory {
             return port.decode.cast(DecodeMessage::Event(event));
         }
         let message = match event {
-            DecodeEvent::LeaseAsked { request, prefill } => {
-                ToDecode::LeaseAsked(SentRequest::new(&request, clock::now()), prefill)
-            }
+            DecodeEvent::LeaseAsked { request, prefill } => ToDecode::LeaseAsked(self.sent(&request), prefill),
             DecodeEvent::Returned(lease) => ToDecode::Returned(lease),
             DecodeEvent::HandedOver(hand_over) => ToDecode::HandedOver(hand_over),
             DecodeEvent::WriterLost(prefill) => ToDecode::WriterLost(prefill),
@@ -59,6 +56,19 @@ impl Directory {
             _ => return false,
         };
         self.peers.send(device.node(), &ControlMessage::Decode(device, message))
+    }
+
+    /// A request as it leaves now.
+    fn sent(&self, request: &GenerateRequest) -> SentRequest {
+        SentRequest::new(request, clock::now(), self.spans.context(request.sequence.request))
+    }
+
+    /// A request as it has come now.
+    pub(crate) fn received(&self, request: SentRequest) -> Arc<GenerateRequest> {
+        if let Some(trace) = request.trace() {
+            self.spans.join(request.sequence().request, trace);
+        }
+        Arc::new(request.into_request(clock::now()))
     }
 
     /// Stops a sequence wherever it is on this device.

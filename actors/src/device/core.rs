@@ -212,6 +212,13 @@ impl DeviceCore {
         pieces.iter().filter_map(|piece| Some(self.slots[piece.slot].as_ref()?.id()))
     }
 
+    /// Of these, who has rows of a prompt in it.
+    pub fn prefilling(&self) -> impl Iterator<Item = SequenceId> + '_ {
+        let pieces = if self.step.in_flight { self.step.pieces.as_slice() } else { &[] };
+        let prefills = pieces.iter().filter(|piece| !piece.decodes);
+        prefills.filter_map(|piece| Some(self.slots[piece.slot].as_ref()?.id()))
+    }
+
     /// Whether a step was planned and is not done.
     pub fn is_stepping(&self) -> bool {
         self.step.in_flight
@@ -255,6 +262,11 @@ impl DeviceCore {
     /// Leases in force.
     pub fn num_leases(&self) -> usize {
         self.leases.len()
+    }
+
+    /// Whose blocks a lease is for, if they can be committed.
+    pub fn sequence_under(&self, lease: LeaseId) -> Option<SequenceId> {
+        self.leases.get(&lease).map(|lease| lease.sequence.id()).filter(|id| !self.by_id.contains_key(id))
     }
 
     /// Their ids, in the order in which they were granted.

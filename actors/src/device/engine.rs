@@ -164,8 +164,12 @@ impl Engine {
         for _ in 0..COMMANDS_PER_STEP {
             match self.commands.poll_recv(&mut Context::from_waker(&self.waker)) {
                 Poll::Ready(Some(command)) => {
-                    if let DeviceCommand::Prefill { request, .. } = &command {
-                        self.hops.queued(request.sequence);
+                    match &command {
+                        DeviceCommand::Prefill { request, .. } => self.hops.queued(request.sequence),
+                        DeviceCommand::Commit { lease, .. } => {
+                            self.core.sequence_under(*lease).into_iter().for_each(|it| self.hops.committed(it));
+                        }
+                        _ => {}
                     }
                     self.tell_core(CoreEvent::Command(command))?;
                 }
@@ -191,7 +195,7 @@ impl Engine {
         if !planned {
             return Ok(false);
         }
-        self.hops.stepping(self.core.stepping());
+        self.hops.prefilling(self.core.prefilling());
         let shape = self.core.step_shape();
         let plan = self.core.step_plan(&mut self.buffers);
         let begun = self.model.begin_step(&plan);

@@ -1,17 +1,16 @@
 //! Hands on what a peer says, to those whose business it is.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use relevo_transport::identity::PeerIdentity;
 use relevo_wire::{
     ControlMessage, ControlReply, DeviceId, LeaseId, Order, Renewed, Stepping, ToDecode, ToGateway, ToPrefill,
 };
+use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::permission::Sender;
-use crate::clock;
 use crate::cluster::Directory;
 use crate::coordinator::CoordinatorMessage;
 use crate::decode::{DecodeEvent, DecodeMessage};
@@ -42,7 +41,8 @@ pub(super) async fn take(directory: &Directory, sender: &Sender, message: Contro
         ControlMessage::SetRoles(roles) => directory.set_roles(&roles),
         ControlMessage::SetDraining(draining) => directory.set_draining(draining),
         ControlMessage::TellPrefixes(device) => directory.tell_prefixes(device),
-        ControlMessage::AskStatus => return status(directory),
+        ControlMessage::AskStatus => return told(&directory.node_report(), ControlReply::Status),
+        ControlMessage::AskTrace(request) => return told(&directory.spans_of(request), ControlReply::Trace),
         ControlMessage::Renew(request) => return renew(directory, sender, request).await,
         ControlMessage::AskMemoryLink => return invite(directory, sender),
     }
@@ -53,7 +53,7 @@ fn to_prefill(directory: &Directory, device: DeviceId, message: ToPrefill) {
     let tell = |event| directory.device(device).is_some_and(|port| port.prefill.cast(PrefillMessage::Event(event)));
     match message {
         ToPrefill::Admit(request, decode) => {
-            let request = Arc::new(request.into_request(clock::now()));
+            let request = directory.received(request);
             let sequence = request.sequence;
             if !tell(PrefillEvent::Admit { request, decode }) {
                 directory.undelivered(sequence);
@@ -76,7 +76,7 @@ fn to_decode(directory: &Directory, sender: &Sender, device: DeviceId, message: 
     let tell = |event| port.is_some_and(|port| port.decode.cast(DecodeMessage::Event(event)));
     match message {
         ToDecode::LeaseAsked(request, prefill) => {
-            let request = Arc::new(request.into_request(clock::now()));
+            let request = directory.received(request);
             let sequence = request.sequence;
             if !tell(DecodeEvent::LeaseAsked { request, prefill }) {
                 let _ = directory.to_prefill(prefill, PrefillEvent::LeaseRefused { sequence, decode: device });
@@ -152,9 +152,9 @@ async fn renew(directory: &Directory, sender: &Sender, request: Vec<u8>) -> Cont
     }
 }
 
-fn status(directory: &Directory) -> ControlReply {
-    match serde_json::to_string(&directory.node_report()) {
-        Ok(json) => ControlReply::Status(json),
+fn told(what: &impl Serialize, reply: fn(String) -> ControlReply) -> ControlReply {
+    match serde_json::to_string(what) {
+        Ok(json) => reply(json),
         Err(error) => ControlReply::Refused(error.to_string()),
     }
 }

@@ -69,6 +69,7 @@ pub(super) fn may_say(sender: &Sender, message: &ControlMessage) -> bool {
         ControlMessage::Left(device, _) => sender.computes() && sender.owns(*device),
         ControlMessage::AskMemoryLink => sender.plays(Role::Prefill),
         ControlMessage::Order(_) => sender.plays(Role::Gateway) || sender.plays(Role::Operator),
+        ControlMessage::AskTrace(request) => sender.plays(Role::Gateway) && request.gateway() == sender.node,
         ControlMessage::AskStatus => {
             sender.plays(Role::Gateway) || sender.plays(Role::Coordinator) || sender.plays(Role::Operator)
         }
@@ -107,7 +108,7 @@ mod tests {
             priority: 0,
             deadline: None,
         };
-        SentRequest::new(&request, Instant64(0))
+        SentRequest::new(&request, Instant64(0), None)
     }
 
     /// Every message, of a sequence or device of `whose`, with the roles of which one is needed.
@@ -146,6 +147,7 @@ mod tests {
             (ControlMessage::AskStatus, vec![Gateway, Coordinator, Operator]),
             (ControlMessage::Renew(Vec::new()), Role::ALL.to_vec()),
             (ControlMessage::AskMemoryLink, vec![Prefill]),
+            (ControlMessage::AskTrace(sequence.request), vec![Gateway]),
         ]
     }
 

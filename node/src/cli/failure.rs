@@ -17,6 +17,7 @@ use crate::http::{KeyFileError, ServeError};
 use crate::http_client::ClientError;
 use crate::model_store::StoreError;
 use crate::text::TextError;
+use crate::traces::ExporterError;
 
 /// A command's failure. Exit codes: 1 it failed, 2 the flags or the configuration are wrong, 130 it was interrupted.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +80,9 @@ pub enum Failure {
     /// The address cannot be served.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// Spans cannot be exported as configured: the user's fault.
+    #[error(transparent)]
+    Exporter(#[from] ExporterError),
     /// The cluster does not start.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
@@ -148,7 +152,7 @@ impl Failure {
     /// What the process answers to its caller.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Usage(_) | Self::Config { .. } | Self::Identity(_) => ExitCode::from(2),
+            Self::Usage(_) | Self::Config { .. } | Self::Identity(_) | Self::Exporter(_) => ExitCode::from(2),
             Self::Interrupted => ExitCode::from(130),
             Self::OutputClosed(_) => ExitCode::SUCCESS,
             Self::ApiKeys { .. } | Self::Serve(ServeError::OpenDoor(_)) => ExitCode::from(2),

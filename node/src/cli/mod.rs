@@ -21,7 +21,7 @@ use crate::config::LogFormat;
 use crate::model_store::ModelStore;
 use crate::{
     bench, ca_command, chat, completions, config_command, devices_command, environment, logging, model_command,
-    order_command, status_command, terminal, up,
+    order_command, status_command, terminal, trace_command, up,
 };
 
 /// Serves large language models on one's own machines.
@@ -63,6 +63,8 @@ enum Command {
     Devices(devices_command::DevicesArgs),
     /// Show what a running server does: supervision tree, devices, queues, KV blocks
     Status(status_command::StatusArgs),
+    /// Show where the time of a request went: its hops over all nodes
+    Trace(trace_command::TraceArgs),
     /// Let a node finish what it has, and send nothing new there
     Drain(order_command::DrainArgs),
     /// Let a drained node take work again
@@ -121,6 +123,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Model(command) => runtime.block_on(interruptible(model_command::run(command, &common.store()?))),
         Command::Chat(args) => runtime.block_on(chat::run(args, &common)),
         Command::Status(args) => runtime.block_on(interruptible(status_command::run(&args))),
+        Command::Trace(args) => runtime.block_on(interruptible(trace_command::run(&args))),
         Command::Drain(args) => runtime.block_on(interruptible(order_command::drain(&args, true))),
         Command::Undrain(args) => runtime.block_on(interruptible(order_command::drain(&args, false))),
         Command::Role(args) => runtime.block_on(interruptible(order_command::role(&args))),

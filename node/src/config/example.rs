@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::section::Section;
-use super::sections::{Device, Log, Model, Node, Router, Server, Testing, Transport};
+use super::sections::{Device, Log, Model, Node, Router, Server, Testing, Traces, Transport};
 
 /// The text of `relevo config --example`: every key with its default; what has none is shown as a comment.
 pub fn example() -> String {
@@ -18,6 +18,7 @@ pub fn example() -> String {
     write_section::<Transport>(&mut text, "[transport]", Shown::Open);
     write_section::<Device>(&mut text, "[[device]]", Shown::Open);
     write_section::<Log>(&mut text, "[log]", Shown::Open);
+    write_section::<Traces>(&mut text, "[traces]", Shown::Open);
     write_section::<Testing>(&mut text, "[testing]", Shown::Commented);
     text
 }

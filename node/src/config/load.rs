@@ -11,7 +11,7 @@ use toml::Value;
 
 use super::Config;
 use super::section::{Key, Section};
-use super::sections::{CarrierChoice, Device, Log, Model, Node, Router, Server, Testing, Transport};
+use super::sections::{CarrierChoice, Device, Log, Model, Node, Router, Server, Testing, Traces, Transport};
 
 /// What is wrong with a configuration. The user's fault.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +90,7 @@ pub(super) fn syntax(text: &str, error: &toml::de::Error) -> ConfigError {
 }
 
 /// Sections by name, in the file's order.
-pub(super) const SECTIONS: [(&str, &[Key]); 8] = [
+pub(super) const SECTIONS: [(&str, &[Key]); 9] = [
     ("server", Server::KEYS),
     ("model", Model::KEYS),
     ("router", Router::KEYS),
@@ -98,6 +98,7 @@ pub(super) const SECTIONS: [(&str, &[Key]); 8] = [
     ("transport", Transport::KEYS),
     ("device", Device::KEYS),
     ("log", Log::KEYS),
+    ("traces", Traces::KEYS),
     ("testing", Testing::KEYS),
 ];
 
@@ -164,7 +165,8 @@ impl Config {
                 return Err(out_of_range("device.roles", without, "it on at least one device"));
             }
         }
-        self.log.check()
+        self.log.check()?;
+        self.traces.check()
     }
 
     /// Refuses a carrier that does not go where blocks go: from one of many processes to another, or within the one that there is.
@@ -270,6 +272,22 @@ impl Log {
         match crate::logging::check_filter(&self.filter) {
             Ok(()) => Ok(()),
             Err(reason) => Err(out_of_range("log.filter", format!("\"{}\"", self.filter), reason)),
+        }
+    }
+}
+
+impl Traces {
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.service_name.is_empty() {
+            return Err(out_of_range("traces.service_name", "empty", "a name"));
+        }
+        match &self.otlp_endpoint {
+            Some(url) if !url.starts_with("http://") => {
+                let expected =
+                    "a URL that begins with http:// (a collector with TLS is reached through one on this machine)";
+                Err(out_of_range("traces.otlp_endpoint", format!("\"{url}\""), expected))
+            }
+            _ => Ok(()),
         }
     }
 }

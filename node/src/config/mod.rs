@@ -17,7 +17,8 @@ pub use example::example;
 pub use load::{ConfigError, load, parse};
 pub use script::{Answer, Script, TokenRule, load_script, parse_script};
 pub use sections::{
-    CarrierChoice, Device, DeviceKind, Log, LogFormat, Model, Node, Router, Server, Testing, Transport, UnknownKind,
+    CarrierChoice, Device, DeviceKind, Log, LogFormat, Model, Node, Router, Server, Testing, Traces, Transport,
+    UnknownKind,
 };
 
 /// The whole file.
@@ -39,6 +40,8 @@ pub struct Config {
     pub devices: Vec<Device>,
     /// `[log]`
     pub log: Log,
+    /// `[traces]`
+    pub traces: Traces,
     /// `[testing]`
     pub testing: Testing,
 }
@@ -53,6 +56,7 @@ impl Default for Config {
             transport: Transport::default(),
             devices: vec![Device::default()],
             log: Log::default(),
+            traces: Traces::default(),
             testing: Testing::default(),
         }
     }

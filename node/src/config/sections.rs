@@ -135,6 +135,18 @@ section! {
 }
 
 section! {
+    /// Where the spans of requests go, beside the memory that `relevo trace` reads: to a collector of OpenTelemetry.
+    Traces {
+        /// A collector that takes OTLP over HTTP, without the `/v1/traces` of its path. Default: none.
+        otlp_endpoint: Option<String> = None, example "\"http://127.0.0.1:4318\"";
+        /// A file with one header a line, `name: value`, that the collector wants to see; `#` begins a comment.
+        otlp_headers_file: Option<PathBuf> = None, example "\"/etc/relevo/otlp-headers\"";
+        /// What this cluster is called there.
+        service_name: String = String::from("relevo");
+    }
+}
+
+section! {
     /// Faults to be injected, for tests only: refused without `--allow-faults`.
     Testing {
         /// What goes wrong, and when.

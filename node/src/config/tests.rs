@@ -84,6 +84,11 @@ fn a_value_out_of_range_names_key_value_and_range() {
         ("[[device]]\nroles = []", "device[0].roles is empty, expected \"prefill\", \"decode\" or both"),
         ("[[device]]\nroles = [\"decode\"]", "device.roles is without \"prefill\", expected it on at least one device"),
         ("device = []", "device is empty, expected at least one"),
+        (
+            "[traces]\notlp_endpoint = \"https://a\"",
+            "traces.otlp_endpoint is \"https://a\", expected a URL that begins with http:// (a collector with TLS is reached through one on this machine)",
+        ),
+        ("[traces]\nservice_name = \"\"", "traces.service_name is empty, expected a name"),
         ("[router]\nlease_ms = 1", "router.lease_ms is 1, expected 10 to 600000"),
     ];
     for (text, expected) in cases {

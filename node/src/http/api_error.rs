@@ -117,6 +117,16 @@ impl ApiError {
     }
 
     /// 404
+    pub(super) fn unknown_request(name: &str, num_kept: usize) -> Self {
+        let name: String = name.chars().take(200).collect();
+        let message = format!(
+            "No request '{name}' is known here: a gateway knows the last {num_kept} that it has answered itself, by the id of their answer, \
+             their x-request-id, or their id within the cluster."
+        );
+        Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, "request_not_found", message)
+    }
+
+    /// 404
     pub(super) fn unknown_model(name: &str) -> Self {
         let name: String = name.chars().take(200).collect();
         Self {
@@ -224,6 +234,11 @@ impl ApiError {
     /// Its HTTP status.
     pub(super) fn status(&self) -> StatusCode {
         self.status
+    }
+
+    /// What kind of failure it is, in a word.
+    pub(super) fn code(&self) -> &'static str {
+        self.code
     }
 
     /// The object as it stands in a body or an event.

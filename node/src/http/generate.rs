@@ -16,6 +16,7 @@ use super::guard::Caller;
 use super::listener::LastAnswer;
 use super::objects::{ChatChoice, ChatCompletion, ChatMessage, Completion, CompletionChoice};
 use super::request::{Format, Planner};
+use super::traced::{RequestName, Traced};
 use super::{Backend, Service, answer};
 use crate::wall_clock::unix_seconds;
 
@@ -38,12 +39,13 @@ async fn generate(service: Arc<Service>, request: Request, format: Format) -> Re
     let caller = request.extensions().get::<Caller>().copied().ok_or_else(ApiError::internal)?;
     let last_answer =
         request.extensions().get::<LastAnswer>().map_or_else(CancellationToken::new, |last| last.0.clone());
+    let traced = Traced::begin(request.headers(), request.extensions().get::<RequestName>());
     let body = read_json(&service, request).await?;
     let origin = Origin { tenant: caller.tenant, arrived: clock::now() };
     let plan = read_body(&service, body, move |planner, body| planner.read(format, body)).await?;
     let prefix = if format == Format::Chat { "chatcmpl" } else { "cmpl" };
     let header = Header { id: service.mint.object_id(prefix), created: unix_seconds(), format };
-    let generation = Generation::start(&service, backend, plan, origin).await?;
+    let generation = Generation::start(&service, (backend, &header), plan, origin, &traced).await?;
     if generation.stream_options().is_some() {
         return Ok(events::respond(Arc::clone(&service), generation, header, last_answer));
     }

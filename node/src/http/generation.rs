@@ -9,12 +9,16 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use relevo_actors::gateway::SequenceStream;
-use relevo_wire::{FinishReason, GenerateRequest, Instant64, RequestError, SequenceId, StreamEvent, TenantId, Usage};
+use relevo_wire::{
+    FinishReason, GenerateRequest, Instant64, RequestError, RequestId, SequenceId, StreamEvent, TenantId, Usage,
+};
 
 use super::api_error::ApiError;
 use super::choice::{Choice, Echo, Piece};
+use super::events::Header;
 use super::objects::{PromptTokensDetails, TokenNames, Usage as UsageObject};
 use super::request::{Plan, StreamOptions};
+use super::traced::Traced;
 use super::words::Words;
 use super::{Backend, Service};
 
@@ -36,6 +40,7 @@ pub(super) struct Generation {
     top_logprobs: bool,
     tokens_as_ids: bool,
     stream: Option<StreamOptions>,
+    traced: Traced,
 }
 
 struct Sequence {
@@ -45,6 +50,8 @@ struct Sequence {
     /// Whether it still has to send the first piece: prompt text, or the end of an answer of no tokens.
     opening: Option<Opening>,
     usage: Usage,
+    /// Why its answer has ended.
+    finish: Option<FinishReason>,
 }
 
 /// What comes next of a request.
@@ -73,18 +80,27 @@ impl Generation {
     /// Hands all sequences to the cluster and waits for the first event, so that a refusal is still an HTTP status.
     pub(super) async fn start(
         service: &Service,
-        backend: &Backend,
+        (backend, header): (&Backend, &Header),
         plan: Plan,
         origin: Origin,
+        traced: &Traced,
     ) -> Result<Self, ApiError> {
-        let mut generation = Self::submit(service, backend, plan, origin)?;
+        let request = service.mint.request_id();
+        traced.submitted(backend, header, request, &plan);
+        let submitted = Self::submit(service, backend, plan, (request, origin), traced);
+        let mut generation = submitted.inspect_err(|error| traced.failed(error))?;
         std::future::poll_fn(|context| generation.poll_admission(context)).await?;
         Ok(generation)
     }
 
-    fn submit(service: &Service, backend: &Backend, plan: Plan, origin: Origin) -> Result<Self, ApiError> {
+    fn submit(
+        service: &Service,
+        backend: &Backend,
+        plan: Plan,
+        (request, origin): (RequestId, Origin),
+        traced: &Traced,
+    ) -> Result<Self, ApiError> {
         let request_timeout = service.options.limits.request_timeout;
-        let request = service.mint.request_id();
         let mut sequences = Vec::with_capacity(plan.prompts.len() * plan.n as usize);
         for prompt in &plan.prompts {
             for _ in 0..plan.n {
@@ -115,7 +131,8 @@ impl Generation {
                     first_token: prompt_logprobs.and_then(|_| prompt.tokens.first().copied()),
                 });
                 let opening = Opening { echo, finish: idle.then_some(FinishReason::Length) };
-                sequences.push(Sequence { stream, choice, opening: Some(opening), usage: Usage::default() });
+                let usage = Usage::default();
+                sequences.push(Sequence { stream, choice, opening: Some(opening), usage, finish: None });
             }
         }
         Ok(Self {
@@ -128,6 +145,7 @@ impl Generation {
             top_logprobs: plan.top_logprobs.is_some(),
             tokens_as_ids: plan.tokens_as_ids,
             stream: plan.stream,
+            traced: traced.clone(),
         })
     }
 
@@ -239,11 +257,13 @@ impl Generation {
             }
             Some(StreamEvent::Failed(error)) => return Err(error.into()),
         }
+        sequence.finish = piece.finish.or(sequence.finish);
         Ok(())
     }
 
     /// Aborts what still runs.
     fn fail(&mut self, error: ApiError) -> ApiError {
+        self.traced.failed(&error);
         for sequence in &mut self.sequences {
             sequence.stream = None;
             sequence.opening = None;
@@ -284,6 +304,17 @@ impl Generation {
             total_tokens: self.prompt_tokens + completion_tokens,
             prompt_tokens_details: PromptTokensDetails { cached_tokens },
         }
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        for sequence in &mut self.sequences {
+            // Of one that did not come to its end, as many as came.
+            sequence.usage.completion_tokens = sequence.usage.completion_tokens.max(sequence.choice.num_tokens());
+        }
+        let reasons = self.sequences.iter().filter_map(|sequence| sequence.finish);
+        self.traced.ended(self.usage(), reasons);
     }
 }
 

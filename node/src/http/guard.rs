@@ -18,6 +18,7 @@ use super::Service;
 use super::access::check_names;
 use super::api_error::{ApiError, ErrorCode};
 use super::routes::{Role, role_of};
+use super::traced::RequestName;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -51,6 +52,7 @@ pub(super) async fn guard(State(guard): State<Guard>, mut request: Request, next
             Err(error) => error.into_response(),
             Ok(caller) => {
                 request.extensions_mut().insert(caller);
+                request.extensions_mut().insert(RequestName(request_id.to_str().unwrap_or_default().to_owned()));
                 match AssertUnwindSafe(next.run(request)).catch_unwind().await {
                     Ok(response) => response,
                     Err(panic) => report_panic(panic.as_ref()).into_response(),

@@ -25,9 +25,10 @@ mod routes;
 mod service;
 mod socket;
 mod tokens;
+mod traced;
 mod words;
 
 pub use access::{ApiKeys, KeyFileError};
 pub use listener::{ServeError, bind, check_listen_address, serve};
 pub use options::{HttpOptions, Limits};
-pub use service::{Backend, ServedModel, Service, StatusReader};
+pub use service::{Backend, ServedModel, Service, StatusReader, TraceReader};

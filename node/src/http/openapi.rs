@@ -55,9 +55,9 @@ fn operation(route: &Route) -> Value {
     if route.role == Role::Public {
         operation["security"] = json!([]);
     }
-    if route.path.contains("{*model}") {
-        operation["parameters"] =
-            json!([{"name": "model", "in": "path", "required": true, "schema": {"type": "string"}}]);
+    if let Some((_, parameter)) = route.path.split_once("{*") {
+        let name = parameter.trim_end_matches('}');
+        operation["parameters"] = json!([{"name": name, "in": "path", "required": true, "schema": {"type": "string"}}]);
     }
     let method = match description.request {
         None => "get",
@@ -112,6 +112,11 @@ fn describe(endpoint: Endpoint) -> Description {
             answer: "Condition",
             event: None,
         },
+        Endpoint::Trace => Description::get(
+            "trace",
+            "What was done for a request, on all nodes; on a loopback address only.",
+            "RequestTrace",
+        ),
         Endpoint::Models => {
             Description::get("listModels", "Every name that a model is served under.", "ListModelsResponse")
         }
@@ -211,6 +216,11 @@ fn schemas() -> Value {
             "nodes": {"type": "array", "items": {"type": "object"}},
             "supervision": {"type": "array", "items": {"type": "object"}},
             "queues": {"type": "array", "items": {"type": "object"}},
+        }},
+        "RequestTrace": {"type": "object", "required": ["request", "trace_id", "nodes", "spans"], "properties": {
+            "request": text, "trace_id": text,
+            "nodes": {"type": "array", "items": {"type": "object"}},
+            "spans": {"type": "array", "items": {"type": "object"}},
         }},
         "Document": {"type": "object"},
         "Model": object(&["id", "object", "created", "owned_by", "max_model_len"], &json!({

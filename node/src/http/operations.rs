@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::response::Response;
+use relevo_actors::traces::MAX_REQUESTS;
 use relevo_wire::{DeviceRole, Order};
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +37,12 @@ pub(super) async fn metrics(State(service): State<Arc<Service>>) -> Response {
 /// `GET /relevo/status`: the cluster's own account of itself.
 pub(super) async fn status(State(service): State<Arc<Service>>) -> Result<Response, ApiError> {
     answer::json(&(service.backend()?.status)().await)
+}
+
+/// `GET /relevo/trace/{request}`: what was done for a request, on all nodes. A client's own id may contain slashes.
+pub(super) async fn trace(State(service): State<Arc<Service>>, Path(name): Path<String>) -> Result<Response, ApiError> {
+    let trace = (service.backend()?.trace)(name.clone()).await;
+    answer::json(&trace.ok_or_else(|| ApiError::unknown_request(&name, MAX_REQUESTS))?)
 }
 
 /// The body of an order: `{"drain": "NODE"}`, `{"undrain": "NODE"}` or `{"role": "decode", "node": "NODE"}`.

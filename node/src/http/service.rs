@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use relevo_actors::gateway::Gateway;
 use relevo_actors::status::ClusterStatus;
+use relevo_actors::traces::{RecentSpans, RequestTrace};
 use relevo_wire::{Order, TokenId};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,9 @@ const MAX_HEAVY_BODIES: usize = 2;
 
 /// Reads the cluster's status.
 pub type StatusReader = Box<dyn Fn() -> Pin<Box<dyn Future<Output = ClusterStatus> + Send>> + Send + Sync>;
+
+/// Gathers what was done for a request, by one of its names.
+pub type TraceReader = Box<dyn Fn(String) -> Pin<Box<dyn Future<Output = Option<RequestTrace>> + Send>> + Send + Sync>;
 
 /// Hands an operator's order to the coordinator; an error is in words for the operator.
 pub(super) type OrderTaker =
@@ -60,6 +64,10 @@ pub struct Backend {
     pub model: ServedModel,
     /// What it says of itself.
     pub status: StatusReader,
+    /// Where the spans of its requests are kept.
+    pub spans: Arc<RecentSpans>,
+    /// What was done for one of them, here and elsewhere.
+    pub trace: TraceReader,
     /// Carries out what an operator wants, or says why not.
     pub order: OrderTaker,
 }

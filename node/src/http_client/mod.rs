@@ -1,4 +1,4 @@
-//! A small client of OpenAI-compatible servers, for `chat`, `status` and `bench serve`.
+//! A small client of OpenAI-compatible servers, for `chat`, `status` and `bench serve`, and of trace collectors.
 
 mod event_stream;
 
@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use hyper::header::{HeaderName, HeaderValue};
 use hyper::{Request, Response, StatusCode, Uri, header};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -152,6 +153,21 @@ impl ApiClient {
         serde_json::from_slice(&body).map_err(|error| self.malformed(error))
     }
 
+    /// What `POST path` with a body of this type and these further headers answers.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn post_bytes(
+        &self,
+        path: &str,
+        (content_type, body): (&'static str, Bytes),
+        headers: &[(HeaderName, HeaderValue)],
+    ) -> Result<Bytes, ClientError> {
+        let request = Request::post(self.base.clone() + path).header(header::CONTENT_TYPE, content_type);
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(name, value));
+        self.body(self.send(request, body).await?).await
+    }
+
     /// What `POST path` with a JSON body answers, as a stream of server-sent events.
     ///
     /// # Errors
@@ -215,7 +231,7 @@ fn read_key(path: &Path) -> Result<String, ClientError> {
     let text = std::fs::read_to_string(path).map_err(|error| refused(error.to_string()))?;
     let keys = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
     let key = keys.map(str::to_owned).next().ok_or_else(|| refused("it holds none".to_owned()))?;
-    header::HeaderValue::from_str(&key).map_err(|error| refused(error.to_string()))?;
+    HeaderValue::from_str(&key).map_err(|error| refused(error.to_string()))?;
     Ok(key)
 }
 

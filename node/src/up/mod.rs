@@ -34,6 +34,7 @@ use crate::model_command::pull_with_progress;
 use crate::model_store::{self, ModelStore, Resolved, Source as PullSource};
 use crate::signals::StopSignals;
 use crate::terminal::{self, Style};
+use crate::traces::{self, Exporter, Exporting};
 
 /// Serves until it is told to stop.
 ///
@@ -99,6 +100,9 @@ impl LocalServer {
 
 async fn serve(config: &Config, store: &ModelStore, stop: CancellationToken) -> Result<(), Failure> {
     let mut door = Door::open(config, NodeId::ALONE, stop.clone())?;
+    let exporting =
+        Exporting { node: "relevo".to_owned(), server: Some(door.address()), ids: traces::ids_alone().clone() };
+    let exporter = Exporter::start(&config.traces, exporting)?;
     let furnished = tokio::select! {
         furnished = furnish(&mut door, config, store) => Some(furnished?),
         () = stop.cancelled() => None,
@@ -106,7 +110,11 @@ async fn serve(config: &Config, store: &ModelStore, stop: CancellationToken) -> 
     if let Some(screen) = furnished {
         terminal::print(screen)?;
     }
-    door.closed().await
+    let closed = door.closed().await;
+    if let Some(exporter) = exporter {
+        exporter.stop().await;
+    }
+    closed
 }
 
 /// Finds or fetches the model (or reads the scripts), loads it, starts the cluster; what it returns is to be shown.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use relevo_actors::cluster::{Cluster, ClusterOptions, Network, Renewer};
 use relevo_actors::device::DeviceRole;
+use relevo_actors::traces::SpanIds;
 use relevo_transport::identity::{LiveIdentity, Name};
 use relevo_transport::{NodeEndpoint, Patience};
 use relevo_wire::{NodeId, Role, Roles};
@@ -25,6 +26,7 @@ use crate::config::{Config, Node};
 use crate::config_command;
 use crate::service_manager;
 use crate::signals::StopSignals;
+use crate::traces::{Exporter, Exporting};
 
 /// How often a node that begins looks whether the cluster serves.
 const READY_POLL: Duration = Duration::from_millis(20);
@@ -97,6 +99,7 @@ async fn serve(config: &Config, args: &NodeArgs, common: &Common, stop: Cancella
         }
         None => None,
     };
+    let exporter = Exporter::start(&config.traces, parts.exporting(door.as_ref()))?;
     let source = source(config, common).await?;
     let devices = match parts.roles.contains(Role::Prefill) || parts.roles.contains(Role::Decode) {
         true => loading::plan_of_node(config, &source.1, &Machine::facts(), &parts.identity)?,
@@ -108,11 +111,15 @@ async fn serve(config: &Config, args: &NodeArgs, common: &Common, stop: Cancella
     let informed = Arc::clone(&cluster);
     let keeps_informed = service_manager::keep_informed(&informed);
     let lives = live(config, door, source, Arc::clone(&cluster), stop);
-    tokio::select! {
+    let lived = tokio::select! {
         result = lives => result,
         () = keeps_identity => Ok(()),
         () = keeps_informed => Ok(()),
+    };
+    if let Some(exporter) = exporter {
+        exporter.stop().await;
     }
+    lived
 }
 
 /// A gateway's API, or another node's metrics.
@@ -159,6 +166,16 @@ impl Parts {
         Ok(Self { identity, name: own.name, roles, endpoint, epochs, renewer })
     }
 
+    /// Who exports spans: its API is where requests come in, if it is a gateway's.
+    fn exporting(&self, door: Option<&Door>) -> Exporting {
+        let server = door.filter(|_| self.roles.contains(Role::Gateway)).map(Door::address);
+        Exporting { node: self.name.to_string(), server, ids: self.span_ids() }
+    }
+
+    fn span_ids(&self) -> SpanIds {
+        SpanIds::of_secret(&self.identity.present().cluster_secret())
+    }
+
     fn options(&self, config: &Config, source: &Source, devices: &[PlannedDevice]) -> Result<ClusterOptions, Failure> {
         let mut specs: Vec<_> = devices.iter().map(PlannedDevice::spec).collect();
         let allowed = self.identity.own().roles;
@@ -180,6 +197,7 @@ impl Parts {
         let mut options = server::cluster_options(config, specs);
         options.node = self.name.to_string();
         options.hint_secret = self.identity.present().cluster_secret();
+        options.span_ids = self.span_ids();
         options.epochs = Some(self.epochs.epochs());
         options.network = Some(Network {
             endpoint: self.endpoint.clone(),

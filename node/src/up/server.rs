@@ -15,7 +15,7 @@ use super::loading::PlannedDevice;
 use crate::cli::Failure;
 use crate::config::{CarrierChoice, Config, Server as ServerConfig};
 use crate::http::{self, ApiKeys, Backend, HttpOptions, Limits, ServeError, ServedModel, Service};
-use crate::{metrics_recorder, service_manager, wall_clock};
+use crate::{metrics_recorder, service_manager, traces, wall_clock};
 
 /// What stopping may take beside the time in which streams may end.
 const STOP_TIME: Duration = Duration::from_millis(1800);
@@ -87,13 +87,18 @@ impl Door {
         let Facade { names, vocab_size, end_ids, start_id, text, .. } = facade;
         let created = wall_clock::unix_seconds();
         let model = ServedModel { names, created, max_context, vocab_size, end_ids, start_id, text };
-        let (asked, ordered) = (Arc::clone(cluster), Arc::clone(cluster));
+        let (asked, traced, ordered) = (Arc::clone(cluster), Arc::clone(cluster), Arc::clone(cluster));
         self.service.open(Backend {
             gateway: cluster.gateway(),
             model,
             status: Box::new(move || {
                 let cluster = Arc::clone(&asked);
                 Box::pin(async move { cluster.status_of_all().await })
+            }),
+            spans: Arc::clone(cluster.spans()),
+            trace: Box::new(move |name| {
+                let cluster = Arc::clone(&traced);
+                Box::pin(async move { cluster.trace(&name).await })
             }),
             order: Box::new(move |order| {
                 let cluster = Arc::clone(&ordered);
@@ -179,6 +184,8 @@ pub(super) fn cluster_options(config: &Config, devices: Vec<DeviceSpec>) -> Clus
     options.disaggregate = config.router.disaggregate;
     options.carrier = carrier(config.transport.carrier);
     options.limits = cluster_limits(config);
+    options.spans = Arc::clone(traces::recent());
+    options.span_ids = traces::ids_alone().clone();
     options.faults = config.testing.any().then(|| config.testing.faults.clone());
     options
 }

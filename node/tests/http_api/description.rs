@@ -28,10 +28,11 @@ async fn every_route_of_the_issue_is_described() {
         "/openapi.json",
         "/relevo/status",
         "/relevo/order",
+        "/relevo/trace/{request}",
     ] {
         assert!(paths.contains(&path), "{path}");
     }
-    assert_eq!(paths.len(), 12, "{paths:?}");
+    assert_eq!(paths.len(), 13, "{paths:?}");
 }
 
 #[tokio::test]

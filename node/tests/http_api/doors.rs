@@ -222,6 +222,28 @@ async fn a_sane_request_id_comes_back_and_another_does_not() {
 }
 
 #[tokio::test]
+async fn a_request_that_nobody_knows_is_a_404() {
+    let reply = world().await.get("/relevo/trace/team/7").await;
+    assert_eq!((reply.status.as_u16(), &*reply.error().1), (404, "request_not_found"));
+    assert!(reply.message().contains("'team/7'"), "{}", reply.message());
+}
+
+#[tokio::test]
+async fn the_cluster_is_administered_on_a_loopback_address_only() {
+    let service = Service::new(keyed(), String::new);
+    let listener = bind("0.0.0.0:0".parse().unwrap()).unwrap();
+    let mut world = world().await;
+    world.address.set_port(listener.local_addr().unwrap().port());
+    let shutdown = world.shutdown.clone();
+    world.tasks.spawn(async move { serve(listener, service.into(), shutdown).await.unwrap() });
+    for (method, path) in [("GET", "/relevo/trace/request-1"), ("POST", "/relevo/order")] {
+        let request = world.request(method, path).header("authorization", format!("Bearer {KEY}"));
+        let reply = world.send(request.body(Full::default()).unwrap()).await;
+        assert_eq!((reply.status.as_u16(), &*reply.error().1), (403, "not_from_here"), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_server_without_a_model_says_so() {
     let world = World::unready(HttpOptions::default()).await;
     assert_eq!(world.get("/health").await.json(), json!({"status": "ok"}));

@@ -99,7 +99,8 @@ impl World {
         let (gateway, submissions) = gateway_channel(64);
         let status = Box::new(|| Box::pin(async { ClusterStatus::default() }) as _);
         let order = Box::new(|_| Box::pin(async { Err("there is no coordinator".to_owned()) }) as _);
-        self.service.open(Backend { gateway, model, status, order });
+        let trace = Box::new(|_| Box::pin(async { None }) as _);
+        self.service.open(Backend { gateway, model, status, spans: Arc::default(), trace, order });
         submissions
     }
 

@@ -7,7 +7,8 @@ use std::fmt;
 
 use crate::sent_request::SentRequest;
 use crate::{
-    ClusterMap, DeviceId, DeviceRole, Epoch, GrantedLease, HandOver, LeaseId, PrefixBatch, SequenceId, StreamEvent,
+    ClusterMap, DeviceId, DeviceRole, Epoch, GrantedLease, HandOver, LeaseId, PrefixBatch, RequestId, SequenceId,
+    StreamEvent,
 };
 
 /// Longest control message that is sent or accepted, archived: a prompt of a million tokens and the same again.
@@ -48,6 +49,8 @@ pub enum ControlMessage {
     Renew(Vec<u8>),
     /// From the node of a prefill role: let a link of shared memory in, if we are of one host.
     AskMemoryLink,
+    /// From the gateway that minted it: what has been done for this request where you are?
+    AskTrace(RequestId),
 }
 
 /// What a prefill role is told from outside.
@@ -133,6 +136,8 @@ pub enum ControlReply {
     Renewed(Renewed),
     /// A link of shared memory is let in.
     Invited(MemoryInvitation),
+    /// The spans of a request that it keeps, as JSON.
+    Trace(String),
 }
 
 /// What lets one link of shared memory in.

@@ -1,6 +1,7 @@
 //! Typed ids, so that no two of them can be mistaken for each other.
 
 use std::fmt;
+use std::str::FromStr;
 
 /// A token of the model's vocabulary.
 pub type TokenId = u32;
@@ -120,6 +121,25 @@ impl RequestId {
     }
 }
 
+/// A text that is no id. The fault of whoever wrote it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is no id")]
+pub struct NotAnId;
+
+/// As it is shown: `request-7`.
+impl FromStr for RequestId {
+    type Err = NotAnId;
+
+    fn from_str(text: &str) -> Result<Self, NotAnId> {
+        text.strip_prefix("request-").and_then(number).map(Self).ok_or(NotAnId)
+    }
+}
+
+/// A number as it is shown, without a sign or leading zeros: no two texts are one id.
+fn number<T: FromStr + ToString>(text: &str) -> Option<T> {
+    text.parse().ok().filter(|number: &T| number.to_string() == text)
+}
+
 /// One generation on a worker: a choice of a request, in its n-th attempt.
 ///
 /// A client's `n = 3` makes three sequences; a replay after a worker's death makes the next attempt.
@@ -150,5 +170,36 @@ pub struct SequenceId {
 impl fmt::Display for SequenceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.request, self.choice, self.attempt)
+    }
+}
+
+/// As it is shown: `request-7/0/1`.
+impl FromStr for SequenceId {
+    type Err = NotAnId;
+
+    fn from_str(text: &str) -> Result<Self, NotAnId> {
+        let mut parts = text.split('/');
+        let request = parts.next().ok_or(NotAnId)?.parse()?;
+        let (choice, attempt) = (parts.next().and_then(number), parts.next().and_then(number));
+        match (choice, attempt, parts.next()) {
+            (Some(choice), Some(attempt), None) => Ok(Self { request, choice, attempt }),
+            _ => Err(NotAnId),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sequence_is_read_as_it_is_shown_and_not_otherwise() {
+        let sequence = SequenceId { request: RequestId(u64::MAX), choice: 3, attempt: 1 };
+        assert_eq!(sequence.to_string().parse(), Ok(sequence));
+        for text in
+            ["", "request-1", "request-1/0", "request-1/0/0/0", "request-/0/0", "request-1/-0/0", "request-01/0/0"]
+        {
+            assert_eq!(text.parse::<SequenceId>(), Err(NotAnId), "{text}");
+        }
     }
 }

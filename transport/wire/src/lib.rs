@@ -14,6 +14,7 @@ mod request;
 mod role;
 mod sent_request;
 mod time;
+mod trace_context;
 
 pub use cluster::{
     Beat, ClusterMap, DeviceFacts, DeviceRole, Heartbeat, Hello, MapEntry, ModelFacts, NodeEntry, Standing,
@@ -22,7 +23,7 @@ pub use control::{
     ControlMessage, ControlReply, MAX_CERTIFICATE_REQUEST_BYTES, MAX_CONTROL_BYTES, MAX_TOKEN_BYTES, MemoryInvitation,
     MessageError, Order, Renewed, Stepping, ToDecode, ToGateway, ToPrefill, TokenBatch,
 };
-pub use ids::{DeviceId, Epoch, LeaseId, MapVersion, NodeId, RequestId, SequenceId, TenantId, TokenId};
+pub use ids::{DeviceId, Epoch, LeaseId, MapVersion, NodeId, NotAnId, RequestId, SequenceId, TenantId, TokenId};
 pub use kv::{BLOCK_TOKENS, BlockIndex, ElementType, KvLayout, LayerIndex, blocks_for_tokens};
 pub use lease::{GrantedLease, HandOver};
 pub use message::{
@@ -37,3 +38,4 @@ pub use request::{
 pub use role::{Role, Roles, UnknownRole};
 pub use sent_request::SentRequest;
 pub use time::Instant64;
+pub use trace_context::TraceContext;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::control::within;
-use crate::{GenerateRequest, Instant64, MessageError, SamplingParams, SequenceId, TenantId, TokenId};
+use crate::{GenerateRequest, Instant64, MessageError, SamplingParams, SequenceId, TenantId, TokenId, TraceContext};
 
 /// Longest prompt, and most tokens to generate.
 const MAX_TOKENS: usize = 1 << 20;
@@ -30,6 +30,7 @@ pub struct SentRequest {
     prompt_logprobs: Option<u8>,
     priority: i32,
     time_left: Option<Duration>,
+    trace: Option<TraceContext>,
 }
 
 #[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -46,8 +47,8 @@ struct SentSampling {
 }
 
 impl SentRequest {
-    /// As it leaves now.
-    pub fn new(request: &GenerateRequest, now: Instant64) -> Self {
+    /// As it leaves now. `trace`: the one that it came with.
+    pub fn new(request: &GenerateRequest, now: Instant64, trace: Option<TraceContext>) -> Self {
         let sampling = &request.sampling;
         Self {
             sequence: request.sequence,
@@ -71,12 +72,18 @@ impl SentRequest {
             prompt_logprobs: request.prompt_logprobs,
             priority: request.priority,
             time_left: request.deadline.map(|deadline| deadline.since(now)),
+            trace,
         }
     }
 
     /// Whose it is.
     pub fn sequence(&self) -> SequenceId {
         self.sequence
+    }
+
+    /// The trace that it came with, so that what is done for it here belongs to it, too.
+    pub fn trace(&self) -> Option<TraceContext> {
+        self.trace
     }
 
     /// As it arrives now; the way here is not counted.
@@ -115,6 +122,7 @@ impl SentRequest {
         within("the number of stop ids", self.stop_ids.len() <= MAX_IDS)?;
         let alternatives = [self.top_logprobs, self.prompt_logprobs];
         within("the number of alternatives", alternatives.into_iter().flatten().all(|top| top <= MAX_ALTERNATIVES))?;
+        within("the trace's ids", self.trace.is_none_or(TraceContext::is_valid))?;
         self.sampling.check()
     }
 }

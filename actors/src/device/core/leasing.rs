@@ -94,8 +94,8 @@ impl DeviceCore {
         cached_tokens: u32,
         effects: &mut Vec<Effect>,
     ) {
-        let known = self.leases.get(&lease).is_some_and(|held| !self.by_id.contains_key(&held.sequence.id()));
-        let Some(Lease { mut sequence }) = known.then(|| self.leases.remove(&lease)).flatten() else {
+        let known = self.sequence_under(lease).and_then(|_| self.leases.remove(&lease));
+        let Some(Lease { mut sequence }) = known else {
             self.counters.leases_gone += 1;
             return effects.push(Effect::Tell(DeviceEvent::LeaseGone { lease }));
         };
