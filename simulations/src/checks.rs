@@ -6,7 +6,8 @@ use std::time::Duration;
 use relevo_actors::gateway::Phase;
 use relevo_wire::Instant64;
 
-use crate::device::Engine;
+use crate::device::{Device, Engine};
+use crate::gateway::Gateway;
 use crate::witness::BOUND;
 use crate::world::World;
 
@@ -56,8 +57,10 @@ impl World {
     pub(crate) fn check_in_time(&mut self) -> Result<(), Broken> {
         let now = self.agenda.now();
         self.check_membership()?;
+        self.check_partings()?;
         for (index, device) in self.devices.iter().enumerate() {
             let engine = device.engine.as_ref().filter(|engine| engine.hangs_since.is_none());
+            let engine = engine.filter(|_| self.nodes[device.node].is_awake(now));
             let Some(Engine { epoch, hung_until, .. }) = engine else { continue };
             if let Some(lease) = self.lease_book.overdue(index, *epoch, *hung_until, now) {
                 return Err(Broken(format!("{} holds the blocks of {lease}, whose term is over", device.id)));
@@ -70,23 +73,38 @@ impl World {
     pub(crate) fn is_quiet(&self) -> bool {
         self.agenda.now() > self.scenario.calm() + BOUND
             && self.num_arrived == self.scenario.requests.len()
-            && self.streams.values().all(|live| live.core.phase() == Phase::Over)
-            && self.devices.iter().all(|device| device.is_quiet() && self.witness.knows(device))
-            && self.router.num_waiting() + self.router.num_in_flight() + self.lease_book.num_held() == 0
+            && self.is_whole()
+            && self.devices.iter().all(Device::is_quiet)
+            && self.gateways.iter().enumerate().all(|(index, gateway)| self.is_idle(index, gateway))
+            && self.lease_book.num_held() == 0
+    }
+
+    fn is_idle(&self, index: usize, gateway: &Gateway) -> bool {
+        gateway.streams.values().all(|live| live.core.phase() == Phase::Over)
+            && gateway.router.num_waiting() + gateway.router.num_in_flight() == 0
+            && self.devices.iter().all(|device| self.witness.knows(index, device))
+    }
+
+    /// Every node is there and has a link to every other.
+    fn is_whole(&self) -> bool {
+        let all = 0..self.nodes.len();
+        all.clone().all(|one| all.clone().all(|other| self.talk(one, other)))
     }
 
     /// What keeps it from rest.
     pub(crate) fn unrest(&self) -> String {
-        let open = self.streams.values().filter(|live| live.core.phase() != Phase::Over);
+        let streams = self.gateways.iter().flat_map(|gateway| gateway.streams.values());
+        let open = streams.filter(|live| live.core.phase() != Phase::Over);
         let open: Vec<_> = open.map(|live| (live.core.sequence(), live.core.phase(), live.placement)).collect();
         let devices = self.devices.iter().map(|device| {
             let engine = device.engine.as_ref().map(|engine| (engine.core.stats(), &engine.inbox, engine.hangs_since));
-            let (prefills, leases, is_known) =
-                (device.prefill.len(), device.decode.num_leases(), self.witness.knows(device));
-            format!("{} {engine:?}, {prefills} prefills, {leases} leases, in the map: {is_known}", device.id)
+            let (prefills, leases) = (device.prefill.len(), device.decode.num_leases());
+            let is_known = (0..self.gateways.len()).all(|gateway| self.witness.knows(gateway, device));
+            format!("{} {engine:?}, {prefills} prefills, {leases} leases, in the maps: {is_known}", device.id)
         });
         let devices: Vec<_> = devices.collect();
-        let router = (self.router.num_waiting(), self.router.num_in_flight());
-        format!("it does not come to rest: router {router:?}, streams {open:?}, {devices:#?}")
+        let routers = self.gateways.iter().map(|it| (it.router.num_waiting(), it.router.num_in_flight()));
+        let (routers, is_whole) = (routers.collect::<Vec<_>>(), self.is_whole());
+        format!("it does not come to rest: routers {routers:?}, all linked: {is_whole}, streams {open:?}, {devices:#?}")
     }
 }

@@ -8,25 +8,32 @@
 
 mod account;
 mod agenda;
+mod ambush;
 mod checks;
+mod coordinating;
 mod device;
+mod draw;
 mod engine;
 mod gateway;
 mod landing;
 mod lease_book;
-mod membership;
+mod links;
 mod misfortunes;
+mod node;
+mod partings;
+mod post;
 mod prefixes;
 mod random;
 mod roles;
 mod scenario;
+mod supervisors;
 mod verdict;
 mod witness;
 mod world;
 
 pub use checks::Failure;
 pub use random::Random;
-pub use scenario::{DeviceSpec, Misfortune, RequestSpec, Scenario};
+pub use scenario::{Ambush, Blow, DeviceSpec, Losses, Misfortune, NodeSpec, Party, RequestSpec, SLOWNESS, Scenario};
 pub use world::{Report, World};
 
 /// Plays the scenario of a seed to its end.
