@@ -17,8 +17,8 @@ const LIVENESS: Duration = Duration::from_secs(60);
 /// A promise that a run has broken.
 #[derive(Clone, Debug)]
 pub struct Failure {
-    /// Of the scenario.
-    pub seed: u64,
+    /// What the program is given to play it again.
+    pub replay: String,
     /// In virtual time.
     pub at: Instant64,
     /// Which promise.
@@ -27,9 +27,9 @@ pub struct Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, at, promise } = self;
+        let Self { replay, at, promise } = self;
         let at = at.0 as f64 / 1e6;
-        write!(f, "seed {seed} at {at:.3} ms: {promise}\nreplay it with: cargo run -p relevo-simulations -- {seed}")
+        write!(f, "{replay} at {at:.3} ms: {promise}\nreplay it with: cargo run -p relevo-simulations -- {replay}")
     }
 }
 
@@ -44,15 +44,6 @@ pub(crate) fn ensure(holds: bool, promise: impl FnOnce() -> String) -> Result<()
 }
 
 impl World {
-    /// After each event.
-    pub(crate) fn check(&self) -> Result<(), Broken> {
-        let engines = self.devices.iter().filter_map(|device| Some((device.id, device.engine.as_ref()?)));
-        for (id, engine) in engines {
-            engine.core.audit().map_err(|error| Broken(format!("{id}: {error}")))?;
-        }
-        Ok(())
-    }
-
     /// At each tick.
     pub(crate) fn check_in_time(&mut self) -> Result<(), Broken> {
         let now = self.agenda.now();

@@ -21,9 +21,6 @@ use crate::supervisors::{HANG_AFTER, HEARTBEAT};
 /// Layers of the scripted model.
 pub(crate) const NUM_LAYERS: u32 = 2;
 
-/// Term of a lease.
-pub(crate) const LEASE_TERM: Duration = Duration::from_millis(200);
-
 /// What the names of prefixes depend on.
 pub(crate) const SECRET: [u8; 32] = [3; 32];
 
@@ -49,6 +46,7 @@ pub(crate) struct Device {
     pub(crate) has_actor: [bool; 2],
     /// How often each role's actor was started: what was sent to an earlier one is lost with it.
     pub(crate) lives: [u64; 2],
+    lease_term: Duration,
     pub(crate) last_lease: LeaseId,
     pub(crate) landings: BTreeMap<LeaseId, Landing>,
     /// Where the layers of a sequence go.
@@ -149,7 +147,7 @@ impl Engine {
 
 impl Device {
     /// A device that serves in its first epoch.
-    pub(crate) fn new(id: DeviceId, node: usize, spec: DeviceSpec) -> Self {
+    pub(crate) fn new(id: DeviceId, node: usize, spec: DeviceSpec, lease_term: Duration) -> Self {
         let mut device = Self {
             id,
             node,
@@ -161,9 +159,10 @@ impl Device {
             model: Some(scripted(spec.num_blocks)),
             spec,
             prefill: PrefillCore::new(id),
-            decode: DecodeCore::new(LeaseId(0), LEASE_TERM),
+            decode: DecodeCore::new(LeaseId(0), lease_term),
             has_actor: [false; 2],
             lives: [0; 2],
+            lease_term,
             last_lease: LeaseId(0),
             landings: BTreeMap::new(),
             routes: BTreeMap::new(),
@@ -211,7 +210,7 @@ impl Device {
             }
             DeviceRole::Decode => {
                 self.landings.clear();
-                self.decode = DecodeCore::new(self.last_lease, LEASE_TERM);
+                self.decode = DecodeCore::new(self.last_lease, self.lease_term);
             }
         }
     }
@@ -238,7 +237,7 @@ impl Device {
         (self.is_away, self.pulse, self.silent_until) = (false, None, Instant64(0));
         (self.is_draining, self.roles) = (false, self.spec.roles.clone());
         (self.model, self.prefill) = (None, PrefillCore::new(self.id));
-        self.decode = DecodeCore::new(self.last_lease, LEASE_TERM);
+        self.decode = DecodeCore::new(self.last_lease, self.lease_term);
         self.engine.take().map(|engine| engine.epoch)
     }
 

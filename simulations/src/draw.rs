@@ -16,6 +16,12 @@ use crate::scenario::{
 /// A pause that is no death: with half a heartbeat's lateness it stays below the silence that ends a link.
 const SHORT_PAUSE: u64 = 350;
 
+/// Term of a lease as real nodes have it.
+pub(crate) const LEASE: Duration = Duration::from_secs(10);
+
+/// One that is shorter than what may go wrong.
+const SHORT_LEASE: Duration = Duration::from_millis(200);
+
 pub(crate) fn scenario(seed: u64) -> Scenario {
     let mut random = Random::new(seed);
     let nodes = nodes(&mut random);
@@ -34,9 +40,21 @@ pub(crate) fn scenario(seed: u64) -> Scenario {
     let num_misfortunes = if random.chance(75) { random.between(1, 6) } else { 0 };
     let misfortunes = (0..num_misfortunes).map(|_| misfortune(&mut random, &nodes)).collect();
     let max_delay = Duration::from_micros(random.between(20, 8000));
+    let lease_term = if random.chance(60) { SHORT_LEASE } else { LEASE };
     let max_waiting = if random.chance(10) { 4 } else { 64 };
     let losses = losses(&mut random);
-    Scenario { seed, nodes, disaggregate, requests, misfortunes, ambush: None, max_delay, max_waiting, losses }
+    Scenario {
+        seed,
+        nodes,
+        disaggregate,
+        requests,
+        misfortunes,
+        ambush: None,
+        max_delay,
+        lease_term,
+        max_waiting,
+        losses,
+    }
 }
 
 fn losses(random: &mut Random) -> Losses {

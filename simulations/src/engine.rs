@@ -85,6 +85,7 @@ impl World {
         }
         let mut effects = Vec::new();
         let planned = engine.core.plan_step(self.agenda.now(), &mut effects);
+        self.audit(device, engine)?;
         if planned {
             let plan = engine.core.step_plan(&mut engine.buffers);
             let begun = engine.model.begin_step(&plan);
@@ -129,8 +130,7 @@ impl World {
             self.compute(device, &mut engine)?;
         }
         // Its orders are cut off, which it takes for the end.
-        self.tell_core(device, &mut engine, CoreEvent::Command(DeviceCommand::Drain { deadline: now }))?;
-        engine.core.audit().map_err(broken)
+        self.tell_core(device, &mut engine, CoreEvent::Command(DeviceCommand::Drain { deadline: now }))
     }
 
     pub(crate) fn unpin(&mut self, device: usize, epoch: Epoch, pin: PinId) -> Result<(), Broken> {
@@ -147,8 +147,14 @@ impl World {
     fn tell_core(&mut self, device: usize, engine: &mut Engine, event: CoreEvent) -> Result<(), Broken> {
         let (mut effects, cause, now) = (Vec::new(), Cause::of(&event), self.agenda.now());
         engine.core.handle(event, now, &mut effects);
+        self.audit(device, engine)?;
         self.lease_book.compare(device, &engine.core, cause, &effects, now)?;
         self.carry_out(device, engine, effects)
+    }
+
+    /// After each event that could change anything of it.
+    fn audit(&self, device: usize, engine: &Engine) -> Result<(), Broken> {
+        engine.core.audit().map_err(|error| Broken(format!("{}: {error}", self.devices[device].id)))
     }
 
     fn carry_out(&mut self, device: usize, engine: &Engine, effects: Vec<Effect>) -> Result<(), Broken> {
@@ -203,9 +209,8 @@ impl World {
     fn hand_out(&mut self, device: usize, tokens: Vec<(SequenceId, StreamEvent)>) {
         let node = self.devices[device].node;
         for gateway in 0..self.gateways.len() {
-            let is_its = |(sequence, _): &&(SequenceId, StreamEvent)| {
-                self.gateway_of(sequence.request) == Some(gateway)
-            };
+            let is_its =
+                |(sequence, _): &&(SequenceId, StreamEvent)| self.gateway_of(sequence.request) == Some(gateway);
             let events: Vec<_> = tokens.iter().filter(is_its).cloned().collect();
             if events.is_empty() {
                 continue;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use relevo_actors::gateway::{Afterwards, Loss, Phase, Placement, StreamCore, Verdict, accused};
 use relevo_actors::device::DeviceRole;
+use relevo_actors::gateway::{Afterwards, Loss, Phase, Placement, StreamCore, Verdict, accused};
 use relevo_actors::router::{RouterCore, RouterEvent};
 use relevo_wire::{
     DeviceId, GenerateRequest, Instant64, NodeId, RequestError, RequestId, SequenceId, Stepping, StreamEvent, TokenId,
@@ -212,14 +212,17 @@ impl World {
 
     /// Whether this attempt has workers.
     pub(crate) fn is_placed(&self, gateway: usize, sequence: SequenceId) -> bool {
-        let live = self.gateways[gateway].streams.get(&sequence.request).filter(|live| live.core.sequence() == sequence);
+        let live =
+            self.gateways[gateway].streams.get(&sequence.request).filter(|live| live.core.sequence() == sequence);
         live.is_some_and(|live| live.placement.is_some())
     }
 
     /// The router has found workers; false if the stream, or this attempt, is gone.
     pub(crate) fn placed(&mut self, gateway: usize, sequence: SequenceId, placement: Placement) -> bool {
         let now = self.agenda.now();
-        let Some(live) = self.present(gateway, sequence).filter(|live| live.core.phase() != Phase::Over) else { return false };
+        let Some(live) = self.present(gateway, sequence).filter(|live| live.core.phase() != Phase::Over) else {
+            return false;
+        };
         live.placement = Some(placement);
         live.core.dispatched(now);
         true

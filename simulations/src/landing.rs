@@ -38,7 +38,9 @@ impl World {
         let deadline = spec.and_then(|spec| spec.request.deadline);
         self.lease_book.granted((device, granted.epoch, lease), prefill, deadline, now);
         let is_complete = arrivals.is_complete();
-        self.devices[device].landings.insert(lease, Landing { sequence, granted: granted.clone(), arrivals, kv, num_written: 0 });
+        self.devices[device]
+            .landings
+            .insert(lease, Landing { sequence, granted: granted.clone(), arrivals, kv, num_written: 0 });
         if is_complete {
             let _ = self.tell_decode(device, Place::Landing(device), DecodeEvent::Complete(lease));
         }

@@ -100,14 +100,8 @@ impl LeaseBook {
             let Effect::Tell(DeviceEvent::Reserved { lease, sequence }) = effect else { continue };
             let name = (device, epoch, lease.lease);
             let num_blocks = lease.blocks.len() as u64 - u64::from(lease.num_present);
-            let held = Held {
-                num_blocks,
-                sequence: *sequence,
-                writer: None,
-                renewed: now,
-                deadline: None,
-                is_closed: false,
-            };
+            let held =
+                Held { num_blocks, sequence: *sequence, writer: None, renewed: now, deadline: None, is_closed: false };
             let before = self.held.insert(name, held);
             ensure(before.is_none() && !self.ended.contains(&name), || format!("{} was granted twice", lease.lease))?;
         }

@@ -9,6 +9,7 @@
 mod account;
 mod agenda;
 mod ambush;
+mod cells;
 mod checks;
 mod coordinating;
 mod device;
@@ -31,6 +32,7 @@ mod verdict;
 mod witness;
 mod world;
 
+pub use cells::CELL_REQUESTS;
 pub use checks::Failure;
 pub use random::Random;
 pub use scenario::{Ambush, Blow, DeviceSpec, Losses, Misfortune, NodeSpec, Party, RequestSpec, SLOWNESS, Scenario};

@@ -24,6 +24,12 @@ pub(crate) const BEAT: Duration = Duration::from_millis(100);
 /// How long a dial may take.
 const DIAL_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long a session may take to begin.
+const SESSION_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long the one with the greater name waits for the other to dial.
+const COURTESY: Duration = Duration::from_secs(1);
+
 /// How often a coordinator is looked for.
 const SEEK: Duration = Duration::from_millis(250);
 
@@ -184,6 +190,8 @@ impl World {
             if let Some(end) = &mut peer.end {
                 if end.liveness.is_lost(now) {
                     self.take_down(node, index, "it is silent")?;
+                } else if !end.is_reachable && now.since(end.since) >= SESSION_PATIENCE {
+                    self.take_down(node, index, "its session does not begin")?;
                 }
                 continue;
             }
@@ -222,7 +230,11 @@ impl World {
                 Ok(())
             }
             Signal::Closed { from, link } => {
-                if self.nodes[node].end_to(from) == Some(link) { self.take_down(node, from, "the other end") } else { Ok(()) }
+                if self.nodes[node].end_to(from) == Some(link) {
+                    self.take_down(node, from, "the other end")
+                } else {
+                    Ok(())
+                }
             }
         }
     }
@@ -246,7 +258,10 @@ impl World {
             return Ok(());
         }
         self.begin_link(node, from, (incarnation, link), node)?;
-        self.signal(node, from, Signal::Found { from: node, link });
+        // Part of the session, which sends it again until it is there.
+        let (delay, to) = (self.delay(), Some(self.process(from)));
+        let happening = Happening::Signal { node: from, signal: Signal::Found { from: node, link } };
+        self.agenda.after(delay, Envelope { to, over: Some(Over { from: node, link }), happening });
         if let Some(end) = self.nodes[node].peers.get_mut(&from).and_then(|peer| peer.end.as_mut()) {
             end.is_reachable = true;
             self.found(node, from);
@@ -258,8 +273,7 @@ impl World {
     fn takes(&self, node: usize, peer: usize, incarnation: u64, dialler: usize) -> bool {
         let Some(end) = self.nodes[node].peers.get(&peer).and_then(|peer| peer.end.as_ref()) else { return true };
         let is_preferred = |dialler: usize| (dialler == node) == (node < peer);
-        let is_second =
-            incarnation == end.incarnation && is_preferred(end.dialler) && !is_preferred(dialler);
+        let is_second = incarnation == end.incarnation && is_preferred(end.dialler) && !is_preferred(dialler);
         incarnation >= end.incarnation && !is_second
     }
 
@@ -276,7 +290,7 @@ impl World {
         let now = self.agenda.now();
         let liveness = Liveness::new(NODE_TICK, now);
         if let Some(peer) = self.nodes[node].peers.get_mut(&peer) {
-            peer.end = Some(End { link, incarnation, dialler, is_reachable: false, liveness });
+            peer.end = Some(End { link, incarnation, dialler, since: now, is_reachable: false, liveness });
             (peer.dials_until, peer.redial) = (None, REDIAL.0);
         }
         Ok(())
@@ -361,10 +375,12 @@ impl World {
 
     /// Who is in the map can be dialled.
     pub(crate) fn learn(&mut self, node: usize, map: &ClusterMap) {
+        let now = self.agenda.now();
         for entry in &map.nodes {
             let index = entry.node.0 as usize - 1;
-            if let Some(peer) = self.nodes[node].peers.get_mut(&index) {
+            if let Some(peer) = self.nodes[node].peers.get_mut(&index).filter(|peer| !peer.is_known) {
                 peer.is_known = true;
+                peer.redial_at = peer.redial_at.max(now + if node > index { COURTESY } else { Duration::ZERO });
             }
         }
     }

@@ -64,7 +64,8 @@ impl World {
     fn pause(&mut self, node: usize, lasts: Duration) {
         let until = self.agenda.now() + lasts;
         let state = &mut self.nodes[node];
-        state.paused_until = state.paused_until.max(until);
+        let until = state.paused_until.max(until);
+        state.paused_until = until;
         for device in state.devices.clone() {
             self.lease_book.sleeps(device, until);
         }

@@ -22,7 +22,6 @@ pub(crate) struct Node {
     /// Its devices, among those of the world.
     pub(crate) devices: Range<usize>,
     roles: Roles,
-    /// What it would play if it were allowed to, so that the map names it.
     name: String,
     pub(crate) is_up: bool,
     /// How often it was started: what was under way to an earlier process is lost.
@@ -56,6 +55,7 @@ pub(crate) struct End {
     pub(crate) link: u64,
     pub(crate) incarnation: u64,
     pub(crate) dialler: usize,
+    pub(crate) since: Instant64,
     /// The session has begun: what is said here gets there.
     pub(crate) is_reachable: bool,
     pub(crate) liveness: Liveness,

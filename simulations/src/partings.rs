@@ -29,9 +29,10 @@ impl World {
             if !self.nodes[node].is_awake(now) {
                 continue;
             }
-            let lost = self.nodes[node].peers.iter().filter(|(_, peer)| {
-                peer.lost_since().is_some_and(|since| now.since(since) > LET_GO_WITHIN + TICK)
-            });
+            let lost = self.nodes[node]
+                .peers
+                .iter()
+                .filter(|(_, peer)| peer.lost_since().is_some_and(|since| now.since(since) > LET_GO_WITHIN + TICK));
             for peer in lost.map(|(&peer, _)| node_id(peer)).collect::<Vec<_>>() {
                 self.has_let_go(node, peer)?;
             }

@@ -44,6 +44,7 @@ impl World {
                     }
                 }
                 RouterEffect::Reject { sequence, error } => self.reject(gateway, sequence, error)?,
+                RouterEffect::NodeLost { node } => self.node_lost(gateway, node)?,
                 RouterEffect::ResyncPrefixes { device } => self.ask_for_prefixes(gateway, device),
             }
         }

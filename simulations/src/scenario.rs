@@ -39,6 +39,8 @@ pub struct Scenario {
     pub ambush: Option<Ambush>,
     /// Longest delay of a message.
     pub max_delay: Duration,
+    /// Term of a lease that nothing renews.
+    pub lease_term: Duration,
     /// Streams that may wait for workers.
     pub max_waiting: usize,
     /// What becomes of messages that may be lost, in a hundred.
@@ -225,15 +227,21 @@ impl Scenario {
         crate::draw::scenario(seed)
     }
 
+    /// What the program is given to play it again.
+    pub fn replay(&self) -> String {
+        self.ambush.as_ref().map_or_else(|| self.seed.to_string(), |it| format!("{} {}", it.step, it.blow))
+    }
+
     /// What it is, in a few lines.
     pub fn summary(&self) -> String {
         crate::account::scenario(self)
     }
 
-    /// From when on nothing goes wrong any more, and nobody comes or goes. What lies in ambush may strike later, by as long as it lasts.
+    /// From when on nothing goes wrong any more, and nobody comes or goes.
     pub fn calm(&self) -> Instant64 {
         let ends = self.misfortunes.iter().map(|&(at, misfortune)| at + misfortune.duration());
-        let ambush = Duration::from_millis(if self.ambush.is_some() { 2 * LONGEST } else { 0 });
+        // A hand-over that nothing has disturbed yet comes to its last step in less time than that.
+        let ambush = Duration::from_millis(if self.ambush.is_some() { ACT + LONGEST } else { 0 });
         ends.fold(Instant64(0) + Duration::from_millis(ACT), Instant64::max) + ambush
     }
 }

@@ -208,9 +208,9 @@ impl RouterSeen {
     fn may_play(&self, device: DeviceId, role: DeviceRole) -> Result<(), Broken> {
         let there = || self.serving().filter(|entry| self.reachable.contains(&entry.facts.device.node()));
         let is_played = there().any(|entry| entry.facts.roles.contains(&role));
-        let may = there().find(|entry| entry.facts.device == device).is_some_and(|entry| {
-            entry.facts.roles.contains(&role) || !is_played && entry.facts.able.contains(&role)
-        });
+        let may = there()
+            .find(|entry| entry.facts.device == device)
+            .is_some_and(|entry| entry.facts.roles.contains(&role) || !is_played && entry.facts.able.contains(&role));
         ensure(may, || {
             let (map, reachable) = (crate::account::map(&self.map), &self.reachable);
             format!("a router uses {device} for {role:?}, by {map}, and reaches {reachable:?}")
@@ -234,7 +234,7 @@ impl World {
                     seen.may_play(*decode, DeviceRole::Decode)?;
                     self.is_there(gateway, *decode)?;
                 }
-                RouterEffect::Reject { .. } | RouterEffect::ResyncPrefixes { .. } => {}
+                RouterEffect::Reject { .. } | RouterEffect::NodeLost { .. } | RouterEffect::ResyncPrefixes { .. } => {}
             }
         }
         Ok(())

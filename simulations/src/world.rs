@@ -14,7 +14,7 @@ use crate::account;
 use crate::agenda::{Agenda, Place};
 use crate::checks::{Broken, Failure};
 use crate::coordinating::{Coordinator, Wish, Word};
-use crate::device::{Device, Engine, LEASE_TERM, role_index};
+use crate::device::{Device, Engine, role_index};
 use crate::engine::Frame;
 use crate::gateway::{Gateway, Streams};
 use crate::lease_book::LeaseBook;
@@ -245,7 +245,9 @@ impl World {
         for (index, spec) in scenario.nodes.iter().enumerate() {
             let first = devices.len();
             let ids = (0u8..).map(|place| DeviceId::of(node_id(index), place));
-            devices.extend(ids.zip(&spec.devices).map(|(id, spec)| Device::new(id, index, spec.clone())));
+            devices.extend(
+                ids.zip(&spec.devices).map(|(id, spec)| Device::new(id, index, spec.clone(), scenario.lease_term)),
+            );
             nodes.push(Node::new(index, spec, first..devices.len(), num_nodes));
         }
         let coordinator = nodes.iter().position(|node| node.plays_coordinator).unwrap_or(0);
@@ -266,9 +268,9 @@ impl World {
             turned_away: BTreeSet::new(),
             devices,
             replaced: Vec::new(),
+            lease_book: LeaseBook::new(scenario.lease_term),
             scenario,
             num_arrived: 0,
-            lease_book: LeaseBook::new(LEASE_TERM),
             steps_reached: BTreeSet::new(),
             tally: Report::default(),
             num_quiet: 0,
@@ -330,8 +332,8 @@ impl World {
             outcome = self.proceed(happening);
             self.notes.iter_mut().flat_map(|notes| notes.drain(..)).for_each(|line| tell(&line));
         }
-        let (seed, at) = (self.scenario.seed, self.agenda.now());
-        outcome.and_then(|_| self.look_back()).map_err(|Broken(promise)| Failure { seed, at, promise })?;
+        let (replay, at) = (self.scenario.replay(), self.agenda.now());
+        outcome.and_then(|_| self.look_back()).map_err(|Broken(promise)| Failure { replay, at, promise })?;
         Ok(self.report())
     }
 
@@ -345,7 +347,6 @@ impl World {
         }
         let is_tick = matches!(happening, Happening::Tick);
         self.happen(happening)?;
-        self.check()?;
         if is_tick {
             self.check_in_time()?;
             self.num_quiet = if self.is_quiet() { self.num_quiet + 1 } else { 0 };

@@ -1,4 +1,4 @@
-//! Some hundred seeds, each a cluster of its own with its own misfortunes.
+//! A thousand seeds, each a cluster of its own with its own misfortunes.
 
 use relevo_simulations::{Failure, Report, play, play_aloud};
 
@@ -17,7 +17,7 @@ fn play_all(seeds: std::ops::Range<u64>) -> Vec<Report> {
 
 #[test]
 fn no_seed_breaks_a_promise() {
-    let reports = play_all(0..300);
+    let reports = play_all(0..1000);
     // The seeds would prove little if they did not get into these situations.
     let at_least = |least: u64, what: &str, count: fn(&Report) -> u64| {
         let found: u64 = reports.iter().map(count).sum();

@@ -166,6 +166,7 @@ impl RouterState {
             RouterEffect::Reject { sequence, error } => {
                 self.directory.keeper.reject(&self.directory, sequence, error);
             }
+            RouterEffect::NodeLost { node } => self.directory.keeper.node_lost(&self.directory, node),
             RouterEffect::ResyncPrefixes { device } => {
                 // If it is not there, the core will ask again.
                 self.directory.tell_prefixes(device);
