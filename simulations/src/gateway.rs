@@ -289,7 +289,8 @@ impl Live {
         let request = Arc::new(self.core.request().clone());
         match self.placement {
             Some(Placement { prefill, decode }) => {
-                RouterEvent::Placed { request, prefill, decode, started: self.core.phase() == Phase::Decoding }
+                let started = matches!(self.core.phase(), Phase::HandingOver | Phase::Decoding);
+                RouterEvent::Placed { request, prefill, decode, started }
             }
             None => RouterEvent::Submit { request, admitted: true, suspect: self.core.is_on_trial() },
         }

@@ -159,6 +159,16 @@ impl World {
             self.agenda.at(held_until, envelope);
             return None;
         }
+        if let (Some(Over { from, .. }), Happening::Errand { .. } | Happening::Tokens { .. }) =
+            (envelope.over, &envelope.happening)
+        {
+            // Nothing is taken of a peer that could not be answered yet.
+            let end = self.nodes[to.node].peers.get_mut(&from).and_then(|peer| peer.end.as_mut());
+            if let Some(end) = end.filter(|end| !end.is_reachable) {
+                end.unread.push(envelope);
+                return None;
+            }
+        }
         Some(envelope.happening)
     }
 
@@ -225,6 +235,9 @@ impl World {
                 let end = self.nodes[node].peers.get_mut(&from).and_then(|peer| peer.end.as_mut());
                 if let Some(end) = end.filter(|end| end.link == link && !end.is_reachable) {
                     end.is_reachable = true;
+                    for envelope in std::mem::take(&mut end.unread) {
+                        self.agenda.after(Duration::ZERO, envelope);
+                    }
                     self.found(node, from);
                 }
                 Ok(())
@@ -290,7 +303,7 @@ impl World {
         let now = self.agenda.now();
         let liveness = Liveness::new(NODE_TICK, now);
         if let Some(peer) = self.nodes[node].peers.get_mut(&peer) {
-            peer.end = Some(End { link, incarnation, dialler, since: now, is_reachable: false, liveness });
+            peer.end = Some(End { link, incarnation, dialler, since: now, is_reachable: false, unread: Vec::new(), liveness });
             (peer.dials_until, peer.redial) = (None, REDIAL.0);
         }
         Ok(())

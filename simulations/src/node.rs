@@ -9,6 +9,7 @@ use relevo_actors::device::DeviceRole;
 use relevo_actors::policy::liveness::Liveness;
 use relevo_wire::{Instant64, MapVersion, NodeEntry, NodeId, Role, Roles};
 
+use crate::links::Envelope;
 use crate::scenario::{NodeSpec, node_id, node_name};
 
 /// The first pause before a peer is dialled again, and the longest, as of the real links.
@@ -33,7 +34,6 @@ pub(crate) struct Node {
 }
 
 /// Another node, as this one sees it.
-#[derive(Clone, Debug)]
 pub(crate) struct Peer {
     /// It knows where to dial it.
     pub(crate) is_known: bool,
@@ -49,7 +49,6 @@ pub(crate) struct Peer {
 }
 
 /// This node's end of a link.
-#[derive(Clone, Debug)]
 pub(crate) struct End {
     /// No two links have one number.
     pub(crate) link: u64,
@@ -58,6 +57,8 @@ pub(crate) struct End {
     pub(crate) since: Instant64,
     /// The session has begun: what is said here gets there.
     pub(crate) is_reachable: bool,
+    /// What has come before that.
+    pub(crate) unread: Vec<Envelope>,
     pub(crate) liveness: Liveness,
 }
 

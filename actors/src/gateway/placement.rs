@@ -18,7 +18,7 @@ impl Placement {
     /// Whether a sequence in this phase is lost with the pool of `device`.
     pub fn needs_pool(self, phase: Phase, device: DeviceId) -> bool {
         match phase {
-            Phase::Prefilling => self.prefill == device || self.decode == device,
+            Phase::Prefilling | Phase::HandingOver => self.prefill == device || self.decode == device,
             Phase::Decoding => self.decode == device,
             Phase::Queued | Phase::Over => false,
         }
@@ -39,10 +39,11 @@ impl Placement {
     pub fn needs_actor(self, phase: Phase, device: DeviceId, role: DeviceRole) -> bool {
         match (role, phase) {
             (DeviceRole::Prefill, Phase::Prefilling) => self.prefill == device,
-            (DeviceRole::Decode, Phase::Decoding) => self.decode == device,
+            (DeviceRole::Decode, Phase::HandingOver | Phase::Decoding) => self.decode == device,
             // Its lease went down with the ledger, and perhaps its hand-over in the mailbox.
             (DeviceRole::Decode, Phase::Prefilling) => self.decode == device && self.prefill != device,
-            (_, Phase::Queued | Phase::Over) | (DeviceRole::Prefill, Phase::Decoding) => false,
+            // The decode side is told that its writer is lost, and knows best whether it has all.
+            (_, Phase::Queued | Phase::Over) | (DeviceRole::Prefill, Phase::HandingOver | Phase::Decoding) => false,
         }
     }
 
@@ -50,7 +51,7 @@ impl Placement {
     pub fn steps_on(self, phase: Phase, device: DeviceId) -> bool {
         match phase {
             Phase::Prefilling => self.prefill == device,
-            Phase::Decoding => self.decode == device,
+            Phase::HandingOver | Phase::Decoding => self.decode == device,
             Phase::Queued | Phase::Over => false,
         }
     }
