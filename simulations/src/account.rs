@@ -116,7 +116,7 @@ pub(crate) fn map(map: &ClusterMap) -> String {
 
 fn coordinator(event: &CoordinatorEvent) -> Option<String> {
     Some(match event {
-        CoordinatorEvent::Tick => return None,
+        CoordinatorEvent::Tick | CoordinatorEvent::MapSeen(_) => return None,
         CoordinatorEvent::Node(entry) => format!("{} joins", entry.name),
         CoordinatorEvent::Order(order) => format!("an operator wants {order:?}"),
         CoordinatorEvent::Left { device, epoch } => format!("{device} left after {epoch}"),

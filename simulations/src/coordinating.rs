@@ -95,6 +95,7 @@ impl World {
             }
             Word::Beat { node, beat } => {
                 let Beat { map: seen, devices } = *beat;
+                self.coordinator_handles(CoordinatorEvent::MapSeen(seen))?;
                 for heartbeat in devices {
                     self.coordinator_handles(CoordinatorEvent::Heartbeat(heartbeat))?;
                 }
@@ -180,10 +181,11 @@ impl World {
     /// An operator wants something, and asks again until it is so; no longer than until it is wanted otherwise.
     pub(crate) fn wish(&mut self, node: usize, wish: Wish) {
         self.wishes.insert(node, wish);
-        self.ask(node, wish);
+        self.order_of_operator(node, wish);
     }
 
-    pub(crate) fn ask(&mut self, node: usize, wish: Wish) {
+    /// An operator looks whether it is so, and asks again if not.
+    pub(crate) fn look_again(&mut self, node: usize, wish: Wish) {
         let mut devices = self.devices[self.nodes[node].devices.clone()].iter();
         let is_so = devices.all(|device| match wish {
             Wish::Draining(draining) => device.is_draining == draining,
@@ -192,6 +194,10 @@ impl World {
         if is_so || self.wishes.get(&node) != Some(&wish) {
             return;
         }
+        self.order_of_operator(node, wish);
+    }
+
+    fn order_of_operator(&mut self, node: usize, wish: Wish) {
         let name = node_name(node);
         let order = match wish {
             Wish::Draining(true) => Order::Drain(name),

@@ -39,6 +39,8 @@ struct Held {
     sequence: SequenceId,
     /// Who writes, once it was told that it may.
     writer: Option<DeviceId>,
+    /// When it was granted: the deadline may have gone by before.
+    since: Instant64,
     /// When it was granted, or something arrived.
     renewed: Instant64,
     deadline: Option<Instant64>,
@@ -101,7 +103,7 @@ impl LeaseBook {
             let name = (device, epoch, lease.lease);
             let num_blocks = lease.blocks.len() as u64 - u64::from(lease.num_present);
             let held =
-                Held { num_blocks, sequence: *sequence, writer: None, renewed: now, deadline: None, is_closed: false };
+                Held { num_blocks, sequence: *sequence, writer: None, since: now, renewed: now, deadline: None, is_closed: false };
             let before = self.held.insert(name, held);
             ensure(before.is_none() && !self.ended.contains(&name), || format!("{} was granted twice", lease.lease))?;
         }
@@ -146,7 +148,7 @@ impl LeaseBook {
     /// The decode side lets writers in from here on.
     pub(crate) fn granted(&mut self, name: Name, writer: DeviceId, deadline: Option<Instant64>, now: Instant64) {
         if let Some(held) = self.held.get_mut(&name) {
-            (held.writer, held.renewed, held.deadline) = (Some(writer), now, deadline);
+            (held.writer, held.since, held.renewed, held.deadline) = (Some(writer), now, now, deadline);
         }
     }
 
@@ -225,6 +227,7 @@ pub(crate) enum Use {
 
 impl Held {
     fn end(&self, term: Duration) -> Instant64 {
-        self.deadline.map_or(self.renewed + term, |deadline| deadline.min(self.renewed + term))
+        let end = self.deadline.map_or(self.renewed + term, |deadline| deadline.min(self.renewed + term));
+        end.max(self.since)
     }
 }

@@ -5,10 +5,10 @@
 
 use std::time::Duration;
 
-use relevo_wire::{Instant64, NodeId};
+use relevo_wire::{DeviceRole, Instant64, NodeId};
 
 use crate::checks::{Broken, ensure};
-use crate::device::Device;
+use crate::device::{Device, role_index};
 use crate::scenario::node_id;
 use crate::world::{TICK, World};
 
@@ -66,7 +66,8 @@ impl World {
 
     fn device_has_let_go(&self, index: usize, device: &Device, lost: NodeId) -> Result<(), Broken> {
         let id = device.id;
-        let wanted = device.prefill.sequences().find(|sequence| sequence.request.gateway() == lost);
+        let mut sequences = device.prefill.sequences().filter(|_| device.has_actor[role_index(DeviceRole::Prefill)]);
+        let wanted = sequences.find(|sequence| sequence.request.gateway() == lost);
         ensure(wanted.is_none(), || format!("{id} prefills {wanted:?} for node {lost}, which is lost"))?;
         let is_able = |now: Instant64, hung_until: Instant64| now.since(hung_until) > LET_GO_WITHIN;
         let engine = device.engine.as_ref().filter(|engine| engine.hangs_since.is_none());

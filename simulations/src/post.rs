@@ -82,6 +82,12 @@ impl World {
         let _ = self.tell_decode(device, from, DecodeEvent::Abort(sequence));
     }
 
+    /// Whether what a device says of a sequence gets to its gateway.
+    pub(crate) fn reaches_gateway(&self, device: usize, sequence: SequenceId) -> bool {
+        let node = self.devices[device].node;
+        self.nodes[node].reachable().contains(&sequence.request.gateway())
+    }
+
     /// A node tells the gateway of a sequence something; its own at once.
     pub(crate) fn tell_gateway(&mut self, from: Place, sequence: SequenceId, word: ToGateway) -> Result<(), Broken> {
         // A gateway that is gone has no use for it.

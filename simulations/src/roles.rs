@@ -2,7 +2,7 @@
 
 use relevo_actors::decode::{DecodeEffect, DecodeEvent};
 use relevo_actors::device::DeviceCommand;
-use relevo_actors::gateway::Placement;
+use relevo_actors::gateway::{Loss, Placement};
 use relevo_actors::prefill::{PrefillEffect, PrefillEvent};
 use relevo_actors::router::{RouterEffect, RouterEvent};
 use relevo_wire::ToGateway;
@@ -43,6 +43,7 @@ impl World {
                         let _ = self.tell_prefill(prefill, from, PrefillEvent::Redirect { sequence, decode });
                     }
                 }
+                RouterEffect::Misplaced { sequence } => self.lost(gateway, sequence, Loss::Elsewhere)?,
                 RouterEffect::Reject { sequence, error } => self.reject(gateway, sequence, error)?,
                 RouterEffect::NodeLost { node } => self.node_lost(gateway, node)?,
                 RouterEffect::ResyncPrefixes { device } => self.ask_for_prefixes(gateway, device),
@@ -113,7 +114,9 @@ impl World {
             match effect {
                 DecodeEffect::Reserve { lease, request } => {
                     self.devices[device].last_lease = lease;
-                    if !self.order(device, DeviceCommand::Reserve { lease, request }) {
+                    // Without a way to its gateway its tokens would be lost.
+                    let is_heard = self.reaches_gateway(device, request.sequence);
+                    if !is_heard || !self.order(device, DeviceCommand::Reserve { lease, request }) {
                         self.decode(device, DecodeEvent::Refused(lease))?;
                     }
                 }

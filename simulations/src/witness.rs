@@ -38,6 +38,8 @@ pub(crate) struct Witness {
     disturbed: Instant64,
     /// When each device was last heard to serve, and in which epoch.
     heard: BTreeMap<DeviceId, (Epoch, Instant64)>,
+    /// When each device was last heard not to drain, be it by a heartbeat that came late.
+    undrained: BTreeMap<DeviceId, Instant64>,
     routers: Vec<RouterSeen>,
 }
 
@@ -72,6 +74,7 @@ impl Witness {
             departed: BTreeMap::new(),
             disturbed: Instant64(0),
             heard: BTreeMap::new(),
+            undrained: BTreeMap::new(),
             routers: (0..num_routers).map(|_| RouterSeen::default()).collect(),
         }
     }
@@ -108,12 +111,16 @@ impl Witness {
         match event {
             CoordinatorEvent::Heartbeat(heartbeat) if heartbeat.serving => {
                 self.heard.insert(heartbeat.facts.device, (heartbeat.facts.epoch, now));
+                if !heartbeat.draining {
+                    self.undrained.insert(heartbeat.facts.device, now);
+                }
             }
             CoordinatorEvent::Left { device, epoch } => {
                 let last = self.departed.entry(*device).or_insert(*epoch);
                 *last = (*epoch).max(*last);
             }
             CoordinatorEvent::Heartbeat(_)
+            | CoordinatorEvent::MapSeen(_)
             | CoordinatorEvent::Node(_)
             | CoordinatorEvent::Order(_)
             | CoordinatorEvent::Tick => {}
@@ -168,7 +175,9 @@ impl Witness {
         let entry = router.serves(device.id).map(|entry| entry.facts.epoch);
         let seen = router.devices.entry(device.id).or_default();
         let is_heard = heard.is_some_and(|(epoch, at)| epoch == device.epoch && now.since(at) <= HEARD);
-        if !is_awake || !is_heard || !device.is_well() || device.is_draining {
+        // What it said before is repeated for a while, but shows no progress.
+        let is_silent = now < device.silent_until;
+        if !is_awake || is_silent || !is_heard || !device.is_well() || device.is_draining {
             (seen.unwell, seen.is_settled) = (now, false);
         } else {
             seen.well = now;
@@ -188,7 +197,8 @@ impl Witness {
                 format!("{id} has been silent since {last_word:?}, and router-{index} trusts it")
             })?;
         }
-        if device.is_draining && is_heard && now.since(seen.well.max(disturbed)) > BOUND {
+        let undrained = self.undrained.get(&device.id).copied().unwrap_or_default();
+        if device.is_draining && is_heard && now.since(seen.well.max(undrained).max(disturbed)) > BOUND {
             ensure(entry.is_none(), || format!("{id} has been draining, and router-{index} sends work there"))?;
         }
         Ok(())
@@ -234,7 +244,10 @@ impl World {
                     seen.may_play(*decode, DeviceRole::Decode)?;
                     self.is_there(gateway, *decode)?;
                 }
-                RouterEffect::Reject { .. } | RouterEffect::NodeLost { .. } | RouterEffect::ResyncPrefixes { .. } => {}
+                RouterEffect::Misplaced { .. }
+                | RouterEffect::Reject { .. }
+                | RouterEffect::NodeLost { .. }
+                | RouterEffect::ResyncPrefixes { .. } => {}
             }
         }
         Ok(())

@@ -364,7 +364,7 @@ impl World {
             Happening::Strikes(misfortune) => return self.strike(misfortune),
             Happening::Boots(node) => return self.boot(node),
             Happening::Wants { node, wish } => self.wish(node, wish),
-            Happening::LooksAgain { node, wish } => self.ask(node, wish),
+            Happening::LooksAgain { node, wish } => self.look_again(node, wish),
             Happening::EngineEnded { device, epoch, stepping } => return self.engine_ended(device, epoch, stepping),
             Happening::RoleEnded { device, role, life } => return self.role_ended(device, role, life),
             Happening::Begins { device, epoch } => self.begin_epoch(device, epoch),

@@ -94,7 +94,9 @@ impl DecodeState {
         match effect {
             DecodeEffect::Reserve { lease, request } => {
                 self.port.landing.minted(lease);
-                if !self.port.command(DeviceCommand::Reserve { lease, request }) {
+                // Without a way to its gateway its tokens would be lost; another decode worker may have one.
+                let is_heard = self.directory.reaches_gateway(request.sequence);
+                if !is_heard || !self.port.command(DeviceCommand::Reserve { lease, request }) {
                     self.handle(DecodeEvent::Refused(lease));
                 }
             }

@@ -129,6 +129,11 @@ pub enum RouterEffect {
         /// Whom to ask.
         decode: DeviceId,
     },
+    /// Send it again from the start: the only decode worker left is the one that prefills it for another, and waits for a lease.
+    Misplaced {
+        /// It.
+        sequence: SequenceId,
+    },
     /// Tell its client.
     Reject {
         /// It.
@@ -432,7 +437,12 @@ impl RouterCore {
                 refusal.by.clear();
                 decode = self.workers.other_decode(sequence, &refusal.by);
             }
-            let Some(decode) = decode else { continue };
+            let Some(decode) = decode else {
+                if self.workers.is_left_alone(sequence) {
+                    effects.push(RouterEffect::Misplaced { sequence });
+                }
+                continue;
+            };
             refusal.is_waiting = false;
             if let Some(prefill) = self.workers.redirect(sequence, decode) {
                 effects.push(RouterEffect::Redirect { sequence, prefill, decode });

@@ -12,7 +12,7 @@ use super::core::{RouterCore, RouterEffect, RouterEvent, RouterLimits};
 use crate::clock;
 use crate::cluster::{Directory, Ticker};
 use crate::coordinator::ClusterMap;
-use crate::gateway::Placement;
+use crate::gateway::{Loss, Placement};
 use crate::policy::prefix_news::PrefixBatch;
 use crate::prefill::PrefillEvent;
 
@@ -162,6 +162,9 @@ impl RouterState {
                     // If it is not there, its sequences are lost, and replayed.
                     let _ = self.directory.to_prefill(prefill, PrefillEvent::Redirect { sequence, decode });
                 }
+            }
+            RouterEffect::Misplaced { sequence } => {
+                self.directory.keeper.lost(&self.directory, sequence, Loss::Elsewhere);
             }
             RouterEffect::Reject { sequence, error } => {
                 self.directory.keeper.reject(&self.directory, sequence, error);
