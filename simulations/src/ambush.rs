@@ -3,15 +3,14 @@
 use std::time::Duration;
 
 use relevo_actors::decode::DecodeEvent;
-use relevo_actors::device::DeviceRole;
+use relevo_actors::device::{DeviceCommand, DeviceRole};
 use relevo_actors::gateway::Placement;
 use relevo_actors::policy::hand_over::HandOverStep;
 use relevo_actors::prefill::PrefillEvent;
-use relevo_wire::SequenceId;
+use relevo_wire::{Epoch, SequenceId};
 
-use crate::checks::Broken;
 use crate::scenario::{Ambush, Blow, Misfortune, Party};
-use crate::world::World;
+use crate::world::{Happening, World};
 
 /// How long a process that was killed stays away, a cut lasts, a slow device is slow: longer than it takes to notice it.
 const LONG: Duration = Duration::from_millis(1200);
@@ -20,68 +19,82 @@ const LONG: Duration = Duration::from_millis(1200);
 const SHORT: Duration = Duration::from_millis(300);
 
 impl World {
-    pub(crate) fn sees_prefill(&mut self, event: &PrefillEvent) -> Result<(), Broken> {
+    pub(crate) fn sees_prefill(&mut self, event: &PrefillEvent) {
         match event {
             PrefillEvent::Admit { request, .. } => self.reached(request.sequence, HandOverStep::Admitted),
             PrefillEvent::LeaseWanted(sequence) => self.reached(*sequence, HandOverStep::LeaseWanted),
             PrefillEvent::Granted { sequence, .. } => self.reached(*sequence, HandOverStep::LeaseGranted),
-            _ => Ok(()),
+            _ => {}
         }
     }
 
-    pub(crate) fn sees_decode(&mut self, event: &DecodeEvent) -> Result<(), Broken> {
+    pub(crate) fn sees_decode(&mut self, event: &DecodeEvent) {
         match event {
             DecodeEvent::LeaseAsked { request, .. } => self.reached(request.sequence, HandOverStep::LeaseAsked),
             DecodeEvent::HandedOver(hand_over) => self.reached(hand_over.sequence, HandOverStep::HandedOver),
-            _ => Ok(()),
+            _ => {}
+        }
+    }
+
+    /// An engine takes an order.
+    pub(crate) fn sees_order(&mut self, device: usize, epoch: Epoch, command: &DeviceCommand) {
+        if let DeviceCommand::Commit { lease, .. } = command
+            && let Some(sequence) = self.lease_book.sequence_of((device, epoch, *lease))
+        {
+            self.reached(sequence, HandOverStep::Committed);
         }
     }
 
     /// So many blocks of layers have been written, of so many.
-    pub(crate) fn sees_blocks(&mut self, sequence: SequenceId, (written, all): (usize, usize)) -> Result<(), Broken> {
-        self.reached(sequence, HandOverStep::FirstLayerPushed)?;
+    pub(crate) fn sees_blocks(&mut self, sequence: SequenceId, (written, all): (usize, usize)) {
+        self.reached(sequence, HandOverStep::FirstLayerPushed);
         if 2 * written >= all {
-            self.reached(sequence, HandOverStep::HalfPushed)?;
+            self.reached(sequence, HandOverStep::HalfPushed);
         }
-        if written >= all { self.reached(sequence, HandOverStep::AllPushed) } else { Ok(()) }
+        if written >= all {
+            self.reached(sequence, HandOverStep::AllPushed);
+        }
     }
 
     /// The client has read so many tokens.
-    pub(crate) fn sees_tokens(&mut self, sequence: SequenceId, num_read: usize) -> Result<(), Broken> {
-        let Some(Ambush { request, .. }) = &self.scenario.ambush else { return Ok(()) };
+    pub(crate) fn sees_tokens(&mut self, sequence: SequenceId, num_read: usize) {
+        let Some(Ambush { request, .. }) = &self.scenario.ambush else { return };
         if *request != sequence.request {
-            return Ok(());
+            return;
         }
         let spec = self.scenario.requests.iter().find(|spec| spec.request.sequence.request == *request);
         let all = spec.map_or(0, |spec| spec.request.max_tokens as usize);
         if num_read >= 1 {
-            self.reached(sequence, HandOverStep::FirstToken)?;
+            self.reached(sequence, HandOverStep::FirstToken);
         }
-        if 2 * num_read >= all { self.reached(sequence, HandOverStep::MidDecode) } else { Ok(()) }
+        if 2 * num_read >= all {
+            self.reached(sequence, HandOverStep::MidDecode);
+        }
     }
 
     /// A sequence has come to a step; the first time in its first attempt it may be what is waited for.
-    pub(crate) fn reached(&mut self, sequence: SequenceId, step: HandOverStep) -> Result<(), Broken> {
+    pub(crate) fn reached(&mut self, sequence: SequenceId, step: HandOverStep) {
         let is_watched = |ambush: &Ambush| ambush.request == sequence.request && sequence.attempt == 0;
-        let Some(ambush) = self.scenario.ambush.clone().filter(is_watched) else { return Ok(()) };
+        let Some(ambush) = self.scenario.ambush.clone().filter(is_watched) else { return };
         if !self.steps_reached.insert(step) {
-            return Ok(());
+            return;
         }
         self.note(|| format!("{sequence} has come to {step}"));
         if step != ambush.step {
-            return Ok(());
+            return;
         }
         let gateway = self.gateway_of(ambush.request);
         let live = gateway.and_then(|gateway| self.gateways[gateway].streams.get(&ambush.request));
-        let Some(placement) = live.and_then(|live| live.placement) else { return Ok(()) };
+        let Some(placement) = live.and_then(|live| live.placement) else { return };
         self.tally.ambushes += 1;
-        self.blow(placement, ambush.blow)
+        // When whoever took the step is done with it.
+        let misfortune = self.aimed(placement, ambush.blow);
+        self.world_later(Duration::ZERO, Happening::Strikes(misfortune));
     }
 
-    fn blow(&mut self, placement: Placement, blow: Blow) -> Result<(), Broken> {
-        self.note(|| format!("AMBUSH: {blow:?}"));
+    fn aimed(&self, placement: Placement, blow: Blow) -> Misfortune {
         let node = |party| self.party(placement, party);
-        let misfortune = match blow {
+        match blow {
             Blow::Kill(party) => Misfortune::Kill(node(party), LONG),
             Blow::Pause(party) => Misfortune::Pause(node(party), SHORT),
             Blow::Slow(party) => Misfortune::Slow(self.nodes[node(party)].devices.start, LONG),
@@ -91,8 +104,7 @@ impl World {
             Blow::CutOneWay(from, to) => Misfortune::Cut(node(from), node(to), LONG),
             Blow::CutBothWays(one, other) => Misfortune::Part(node(one), node(other), LONG),
             Blow::Flap(one, other) => Misfortune::Flap(node(one), node(other)),
-        };
-        self.strike(misfortune)
+        }
     }
 
     fn party(&self, placement: Placement, party: Party) -> usize {

@@ -81,6 +81,7 @@ impl World {
             return Ok(true);
         }
         while let Some(command) = engine.inbox.pop_front() {
+            self.sees_order(device, engine.epoch, &command);
             self.tell_core(device, engine, CoreEvent::Command(command))?;
         }
         let mut effects = Vec::new();

@@ -96,7 +96,7 @@ impl World {
             ensure(is_present || !is_heeded, || format!("{sequence} was given up, and is heeded: {verdict:?}"))?;
             live.read.take(&emit)?;
             let num_read = live.read.tokens.len();
-            self.sees_tokens(sequence, num_read)?;
+            self.sees_tokens(sequence, num_read);
             match verdict {
                 Verdict::Over => self.stream_ended(gateway, sequence),
                 Verdict::Lost => self.lost(gateway, sequence, Loss::Elsewhere)?,

@@ -108,8 +108,8 @@ impl World {
             }
         };
         let _ = event.map(|event| self.tell_decode(device, Place::Landing(device), event));
-        self.lease_book.used((device, frame.lease_epoch, frame.lease), Use::Written, now)?;
-        self.sees_blocks(frame.sequence, progress)
+        self.sees_blocks(frame.sequence, progress);
+        self.lease_book.used((device, frame.lease_epoch, frame.lease), Use::Written, now)
     }
 
     /// What has arrived renews its lease; then time alone has its way with the others.

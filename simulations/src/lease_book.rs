@@ -102,8 +102,15 @@ impl LeaseBook {
             let Effect::Tell(DeviceEvent::Reserved { lease, sequence }) = effect else { continue };
             let name = (device, epoch, lease.lease);
             let num_blocks = lease.blocks.len() as u64 - u64::from(lease.num_present);
-            let held =
-                Held { num_blocks, sequence: *sequence, writer: None, since: now, renewed: now, deadline: None, is_closed: false };
+            let held = Held {
+                num_blocks,
+                sequence: *sequence,
+                writer: None,
+                since: now,
+                renewed: now,
+                deadline: None,
+                is_closed: false,
+            };
             let before = self.held.insert(name, held);
             ensure(before.is_none() && !self.ended.contains(&name), || format!("{} was granted twice", lease.lease))?;
         }
@@ -200,6 +207,11 @@ impl LeaseBook {
     /// The process of a device stands still until then.
     pub(crate) fn sleeps(&mut self, device: usize, until: Instant64) {
         self.slept.insert(device, until);
+    }
+
+    /// Whose it is.
+    pub(crate) fn sequence_of(&self, name: Name) -> Option<SequenceId> {
+        self.held.get(&name).map(|held| held.sequence)
     }
 
     /// A lease that is held for a node: it writes, or its gateway wants the sequence.

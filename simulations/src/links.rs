@@ -303,7 +303,8 @@ impl World {
         let now = self.agenda.now();
         let liveness = Liveness::new(NODE_TICK, now);
         if let Some(peer) = self.nodes[node].peers.get_mut(&peer) {
-            peer.end = Some(End { link, incarnation, dialler, since: now, is_reachable: false, unread: Vec::new(), liveness });
+            peer.end =
+                Some(End { link, incarnation, dialler, since: now, is_reachable: false, unread: Vec::new(), liveness });
             (peer.dials_until, peer.redial) = (None, REDIAL.0);
         }
         Ok(())

@@ -54,7 +54,7 @@ impl World {
 
     pub(crate) fn prefill(&mut self, device: usize, event: PrefillEvent) -> Result<(), Broken> {
         let from = Place::Prefill(device);
-        self.sees_prefill(&event)?;
+        self.sees_prefill(&event);
         let mut effects = Vec::new();
         self.devices[device].prefill.handle(event, self.agenda.now(), &mut effects);
         for effect in effects {
@@ -106,7 +106,7 @@ impl World {
     pub(crate) fn decode(&mut self, device: usize, event: DecodeEvent) -> Result<(), Broken> {
         let from = Place::Decode(device);
         let is_tick = matches!(event, DecodeEvent::Tick);
-        self.sees_decode(&event)?;
+        self.sees_decode(&event);
         let mut effects = Vec::new();
         let now = self.agenda.now();
         self.devices[device].decode.handle(event, now, &mut effects);

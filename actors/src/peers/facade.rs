@@ -8,7 +8,7 @@ use relevo_wire::{ControlMessage, ControlReply, MAX_CONTROL_BYTES, MessageError}
 use rkyv::rancor::Error as RkyvError;
 use rkyv::util::AlignedVec;
 use subtle::ConstantTimeEq;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::inbound;
 use super::permission::{Sender, may_say};
@@ -34,6 +34,8 @@ pub(super) struct FacadeArguments {
     /// By which the peer finds it.
     pub(super) group: String,
     pub(super) secret: [u8; SECRET_BYTES],
+    /// Becomes true when the peer can be reached. Nothing is taken of it before: what it wants done would be done, and the answer lost.
+    pub(super) is_reachable: watch::Receiver<bool>,
     /// Told when the peer breaks the rules.
     pub(super) failed: mpsc::Sender<String>,
 }
@@ -63,6 +65,10 @@ impl Actor for FacadeActor {
             metrics::counter!("relevo_messages_refused_total", "reason" => "wrong_secret").increment(1);
             return Ok(());
         };
+        // A link that does not come up ends, and this actor with it.
+        if state.is_reachable.wait_for(|is_reachable| *is_reachable).await.is_err() {
+            return Ok(());
+        }
         let answer = match read(message) {
             Ok(message) => state.take(message).await,
             Err(error) => state.forbid("malformed", &error.to_string()),
