@@ -54,6 +54,7 @@ pub(crate) fn happening(happening: &Happening, scenario: &Scenario) -> Option<St
         | Happening::NodeBeat(_)
         | Happening::PeerBeat { .. }
         | Happening::Beat(_)
+        | Happening::Released(_)
         | Happening::LooksAgain { .. }
         | Happening::Unpin { .. } => return None,
         Happening::Arrives(index) => {

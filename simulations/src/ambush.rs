@@ -20,19 +20,14 @@ const SHORT: Duration = Duration::from_millis(300);
 
 impl World {
     pub(crate) fn sees_prefill(&mut self, event: &PrefillEvent) {
-        match event {
-            PrefillEvent::Admit { request, .. } => self.reached(request.sequence, HandOverStep::Admitted),
-            PrefillEvent::LeaseWanted(sequence) => self.reached(*sequence, HandOverStep::LeaseWanted),
-            PrefillEvent::Granted { sequence, .. } => self.reached(*sequence, HandOverStep::LeaseGranted),
-            _ => {}
+        if let Some((sequence, step)) = HandOverStep::of_prefill(event) {
+            self.reached(sequence, step);
         }
     }
 
     pub(crate) fn sees_decode(&mut self, event: &DecodeEvent) {
-        match event {
-            DecodeEvent::LeaseAsked { request, .. } => self.reached(request.sequence, HandOverStep::LeaseAsked),
-            DecodeEvent::HandedOver(hand_over) => self.reached(hand_over.sequence, HandOverStep::HandedOver),
-            _ => {}
+        if let Some((sequence, step)) = HandOverStep::of_decode(event) {
+            self.reached(sequence, step);
         }
     }
 
@@ -96,6 +91,8 @@ impl World {
         let node = |party| self.party(placement, party);
         match blow {
             Blow::Kill(party) => Misfortune::Kill(node(party), LONG),
+            Blow::KillRole(Party::Prefill) => Misfortune::Role(self.index_of(placement.prefill), DeviceRole::Prefill),
+            Blow::KillRole(_) => Misfortune::Role(self.index_of(placement.decode), DeviceRole::Decode),
             Blow::Pause(party) => Misfortune::Pause(node(party), SHORT),
             Blow::Slow(party) => Misfortune::Slow(self.nodes[node(party)].devices.start, LONG),
             Blow::Drain(party) => Misfortune::Drain(node(party), LONG),

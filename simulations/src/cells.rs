@@ -23,6 +23,7 @@ impl Blow {
     pub fn all() -> Vec<Self> {
         use Party::{Coordinator, Decode, Gateway, Prefill};
         let kills = [Prefill, Decode, Gateway, Coordinator].map(Self::Kill);
+        let roles = [Prefill, Decode].map(Self::KillRole);
         let pauses = [Prefill, Decode, Gateway, Coordinator].map(Self::Pause);
         let workers = [Self::Slow, Self::Drain, Self::Flip].into_iter().flat_map(|blow| [Prefill, Decode].map(blow));
         let pairs = [(Prefill, Decode), (Gateway, Prefill), (Gateway, Decode), (Coordinator, Prefill)];
@@ -35,7 +36,7 @@ impl Blow {
                 Self::Flap(other, one),
             ]
         });
-        kills.into_iter().chain(pauses).chain(workers).chain(cuts).collect()
+        kills.into_iter().chain(roles).chain(pauses).chain(workers).chain(cuts).collect()
     }
 
     /// Whether nothing that is under way may be lost by it: what is there finishes where it is.
@@ -43,6 +44,7 @@ impl Blow {
         match self {
             Self::Pause(_) | Self::Slow(_) | Self::Drain(_) | Self::Flip(_) => true,
             Self::Kill(party) => party == Party::Coordinator,
+            Self::KillRole(_) => false,
             Self::CutOneWay(one, other) | Self::CutBothWays(one, other) | Self::Flap(one, other) => {
                 one == Party::Coordinator || other == Party::Coordinator
             }
@@ -65,6 +67,7 @@ impl fmt::Display for Blow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kill(party) => write!(f, "kill-{party}"),
+            Self::KillRole(party) => write!(f, "kill-{party}-role"),
             Self::Pause(party) => write!(f, "pause-{party}"),
             Self::Slow(party) => write!(f, "slow-{party}"),
             Self::Drain(party) => write!(f, "drain-{party}"),
@@ -92,6 +95,7 @@ impl Scenario {
             misfortunes: Vec::new(),
             ambush: Some(ambush),
             max_delay: Duration::from_millis(2),
+            max_layer: Duration::from_millis(10),
             lease_term: LEASE,
             max_waiting: 64,
             losses: Losses::default(),
@@ -112,7 +116,7 @@ fn request(number: u64) -> RequestSpec {
         generated: Vec::new(),
         sampling: SamplingParams { temperature: 0.8, seed: number, ..SamplingParams::default() },
         stop_ids: Arc::from([]),
-        max_tokens: 40,
+        max_tokens: 70,
         top_logprobs: None,
         prompt_logprobs: None,
         priority: 0,

@@ -8,8 +8,9 @@ use relevo_wire::Instant64;
 
 use crate::device::{Device, Engine};
 use crate::gateway::Gateway;
+use crate::partings::LET_GO_WITHIN;
 use crate::witness::BOUND;
-use crate::world::World;
+use crate::world::{TICK, World};
 
 /// How long after the last misfortune the last stream may end, and nothing be left of any.
 const LIVENESS: Duration = Duration::from_secs(60);
@@ -55,6 +56,11 @@ impl World {
             let Some(Engine { epoch, hung_until, .. }) = engine else { continue };
             if let Some(lease) = self.lease_book.overdue(index, *epoch, *hung_until, now) {
                 return Err(Broken(format!("{} holds the blocks of {lease}, whose term is over", device.id)));
+            }
+            if now.since(*hung_until) > LET_GO_WITHIN
+                && let Some(lease) = self.lease_book.orphan(index, *epoch, now, LET_GO_WITHIN + TICK)
+            {
+                return Err(Broken(format!("{} holds the blocks of {lease}, which nobody writes to", device.id)));
             }
         }
         ensure(now <= self.scenario.calm() + LIVENESS, || self.unrest())

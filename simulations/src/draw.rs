@@ -41,6 +41,8 @@ pub(crate) fn scenario(seed: u64) -> Scenario {
     let misfortunes = (0..num_misfortunes).map(|_| misfortune(&mut random, &nodes)).collect();
     let max_delay = Duration::from_micros(random.between(20, 8000));
     let lease_term = if random.chance(60) { SHORT_LEASE } else { LEASE };
+    // Some engines are slow enough that sequences are still there when it is noticed who is lost.
+    let max_layer = millis(if random.chance(25) { 10 } else { 2 });
     let max_waiting = if random.chance(10) { 4 } else { 64 };
     let losses = losses(&mut random);
     Scenario {
@@ -51,6 +53,7 @@ pub(crate) fn scenario(seed: u64) -> Scenario {
         misfortunes,
         ambush: None,
         max_delay,
+        max_layer,
         lease_term,
         max_waiting,
         losses,

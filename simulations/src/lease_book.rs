@@ -17,7 +17,7 @@ type Name = (usize, Epoch, LeaseId);
 const NOTICE: Duration = Duration::from_millis(30);
 
 /// How long after its term its blocks may still be held: the news must reach the engine, which may be in a step.
-const PATIENCE: Duration = Duration::from_millis(150);
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Every lease that an engine has granted.
 pub(crate) struct LeaseBook {
@@ -39,6 +39,8 @@ struct Held {
     sequence: SequenceId,
     /// Who writes, once it was told that it may.
     writer: Option<DeviceId>,
+    /// Since when its writer is gone.
+    orphaned: Option<Instant64>,
     /// When it was granted: the deadline may have gone by before.
     since: Instant64,
     /// When it was granted, or something arrived.
@@ -106,6 +108,7 @@ impl LeaseBook {
                 num_blocks,
                 sequence: *sequence,
                 writer: None,
+                orphaned: None,
                 since: now,
                 renewed: now,
                 deadline: None,
@@ -202,6 +205,20 @@ impl LeaseBook {
         let excused = excused.max(self.slept.get(&device).copied().unwrap_or_default());
         let is_overdue = |held: &Held| now > held.end(self.term).max(excused) + PATIENCE;
         held.find(|(_, held)| is_overdue(held)).map(|(name, _)| name.2)
+    }
+
+    /// The actor is gone that pushes from a device.
+    pub(crate) fn writer_died(&mut self, writer: DeviceId, now: Instant64) {
+        let held = self.held.values_mut().filter(|held| held.writer == Some(writer));
+        held.for_each(|held| _ = held.orphaned.get_or_insert(now));
+    }
+
+    /// A lease whose writer has been gone for so long.
+    pub(crate) fn orphan(&self, device: usize, epoch: Epoch, now: Instant64, bound: Duration) -> Option<LeaseId> {
+        let of_epoch = (device, epoch, LeaseId(0))..=(device, epoch, LeaseId(u64::MAX));
+        let slept = self.slept.get(&device).copied().unwrap_or_default();
+        let is_orphan = |held: &Held| held.orphaned.is_some_and(|since| now.since(since.max(slept)) > bound);
+        self.held.range(of_epoch).find(|(_, held)| is_orphan(held)).map(|(name, _)| name.2)
     }
 
     /// The process of a device stands still until then.

@@ -59,6 +59,15 @@ pub(crate) struct Over {
     link: u64,
 }
 
+/// Where something may be held up for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Barrier {
+    /// A process that stands still.
+    Node(usize),
+    /// A way from one node to another that is cut.
+    Way(usize, usize),
+}
+
 /// What is said between nodes about links themselves.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Signal {
@@ -138,13 +147,11 @@ impl World {
     /// What has arrived; nothing if it is lost, or is held up on its way.
     pub(crate) fn open(&mut self, envelope: Envelope) -> Option<Happening> {
         let Some(to) = envelope.to else { return Some(envelope.happening) };
-        let now = self.agenda.now();
         let node = &self.nodes[to.node];
         if !node.is_up || node.incarnation != to.incarnation {
             self.drop_unread(envelope.happening);
             return None;
         }
-        let mut held_until = node.paused_until;
         if let Some(Over { from, link }) = envelope.over {
             // Blocks have connections of their own, which their sender lets go of with the link.
             let is_blocks = matches!(envelope.happening, Happening::Frame(_));
@@ -153,10 +160,15 @@ impl World {
                 self.drop_unread(envelope.happening);
                 return None;
             }
-            held_until = held_until.max(self.cut(from, to.node).unwrap_or_default());
+            let way = Barrier::Way(from, to.node);
+            if self.is_held(way) {
+                self.hold(way, envelope);
+                return None;
+            }
         }
-        if now < held_until {
-            self.agenda.at(held_until, envelope);
+        let door = Barrier::Node(to.node);
+        if self.is_held(door) {
+            self.hold(door, envelope);
             return None;
         }
         if let (Some(Over { from, .. }), Happening::Errand { .. } | Happening::Tokens { .. }) =
@@ -170,6 +182,37 @@ impl World {
             }
         }
         Some(envelope.happening)
+    }
+
+    /// Whether nothing gets past it, or something waits there that must go first.
+    fn is_held(&self, barrier: Barrier) -> bool {
+        self.agenda.now() < self.open_from(barrier) || self.held.contains_key(&barrier)
+    }
+
+    fn open_from(&self, barrier: Barrier) -> Instant64 {
+        match barrier {
+            Barrier::Node(node) => self.nodes[node].paused_until,
+            Barrier::Way(from, to) => self.cut(from, to).unwrap_or_default(),
+        }
+    }
+
+    fn hold(&mut self, barrier: Barrier, envelope: Envelope) {
+        let held = self.held.entry(barrier).or_default();
+        held.push(envelope);
+        if held.len() == 1 {
+            self.release(barrier);
+        }
+    }
+
+    /// What was held up goes on, in order, if nothing holds it up any longer.
+    pub(crate) fn release(&mut self, barrier: Barrier) {
+        let (now, open_from) = (self.agenda.now(), self.open_from(barrier));
+        if now < open_from {
+            return self.world_later(open_from.since(now), Happening::Released(barrier));
+        }
+        for envelope in self.held.remove(&barrier).unwrap_or_default() {
+            self.agenda.after(Duration::ZERO, envelope);
+        }
     }
 
     fn drop_unread(&mut self, happening: Happening) {

@@ -13,7 +13,7 @@ use crate::scenario::node_id;
 use crate::world::{TICK, World};
 
 /// Half a second until the silence is noticed, a tick of those who look for it, a step of a slow engine, and messages take their time.
-const LET_GO_WITHIN: Duration = Duration::from_millis(1000);
+pub(crate) const LET_GO_WITHIN: Duration = Duration::from_millis(1000);
 
 /// How long the news that a node is gone may be under way within another.
 const NEWS: Duration = Duration::from_millis(100);

@@ -39,6 +39,8 @@ pub struct Scenario {
     pub ambush: Option<Ambush>,
     /// Longest delay of a message.
     pub max_delay: Duration,
+    /// Longest time that a layer takes an engine.
+    pub max_layer: Duration,
     /// Term of a lease that nothing renews.
     pub lease_term: Duration,
     /// Streams that may wait for workers.
@@ -157,6 +159,8 @@ pub struct Ambush {
 pub enum Blow {
     /// A party's process is killed and started again.
     Kill(Party),
+    /// The actor of the role that it plays dies, and nothing else.
+    KillRole(Party),
     /// It stands still for less time than makes a death.
     Pause(Party),
     /// It takes longer than its peers.

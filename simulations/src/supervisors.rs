@@ -153,6 +153,7 @@ impl World {
         if state.lives[role_index(role)] != life || state.has_actor[role_index(role)] || state.is_away {
             return Ok(());
         }
+        let id = state.id;
         match role {
             DeviceRole::Prefill => state.routes.clear(),
             DeviceRole::Decode => state.landings.clear(),
@@ -160,6 +161,9 @@ impl World {
         // An engine that does not take the order has died as well, which the gateway is told in its turn.
         let _ = self.order(device, DeviceCommand::AbortAll { role });
         self.devices[device].start_role(role);
+        if role == DeviceRole::Prefill {
+            self.lease_book.writer_died(id, self.agenda.now());
+        }
         self.say_role_lost(device, role)
     }
 }

@@ -38,8 +38,8 @@ pub(crate) struct Witness {
     disturbed: Instant64,
     /// When each device was last heard to serve, and in which epoch.
     heard: BTreeMap<DeviceId, (Epoch, Instant64)>,
-    /// When each device was last heard not to drain, be it by a heartbeat that came late.
-    undrained: BTreeMap<DeviceId, Instant64>,
+    /// Whether each device said last that it drains, be it by a heartbeat that came late, and since when it says so.
+    draining: BTreeMap<DeviceId, (bool, Instant64)>,
     routers: Vec<RouterSeen>,
 }
 
@@ -74,7 +74,7 @@ impl Witness {
             departed: BTreeMap::new(),
             disturbed: Instant64(0),
             heard: BTreeMap::new(),
-            undrained: BTreeMap::new(),
+            draining: BTreeMap::new(),
             routers: (0..num_routers).map(|_| RouterSeen::default()).collect(),
         }
     }
@@ -111,8 +111,9 @@ impl Witness {
         match event {
             CoordinatorEvent::Heartbeat(heartbeat) if heartbeat.serving => {
                 self.heard.insert(heartbeat.facts.device, (heartbeat.facts.epoch, now));
-                if !heartbeat.draining {
-                    self.undrained.insert(heartbeat.facts.device, now);
+                let said = self.draining.entry(heartbeat.facts.device).or_insert((false, now));
+                if said.0 != heartbeat.draining {
+                    *said = (heartbeat.draining, now);
                 }
             }
             CoordinatorEvent::Left { device, epoch } => {
@@ -177,7 +178,9 @@ impl Witness {
         let is_heard = heard.is_some_and(|(epoch, at)| epoch == device.epoch && now.since(at) <= HEARD);
         // What it said before is repeated for a while, but shows no progress.
         let is_silent = now < device.silent_until;
-        if !is_awake || is_silent || !is_heard || !device.is_well() || device.is_draining {
+        let (says_draining, says_since) = self.draining.get(&device.id).copied().unwrap_or_default();
+        let is_overtaken = says_draining || now.since(says_since) <= UNDER_WAY;
+        if !is_awake || is_silent || !is_heard || !device.is_well() || device.is_draining || is_overtaken {
             (seen.unwell, seen.is_settled) = (now, false);
         } else {
             seen.well = now;
@@ -197,8 +200,8 @@ impl Witness {
                 format!("{id} has been silent since {last_word:?}, and router-{index} trusts it")
             })?;
         }
-        let undrained = self.undrained.get(&device.id).copied().unwrap_or_default();
-        if device.is_draining && is_heard && now.since(seen.well.max(undrained).max(disturbed)) > BOUND {
+        let drains = device.is_draining && says_draining && is_heard;
+        if drains && now.since(seen.well.max(says_since).max(disturbed)) > BOUND {
             ensure(entry.is_none(), || format!("{id} has been draining, and router-{index} sends work there"))?;
         }
         Ok(())

@@ -18,7 +18,7 @@ use crate::device::{Device, Engine, role_index};
 use crate::engine::Frame;
 use crate::gateway::{Gateway, Streams};
 use crate::lease_book::LeaseBook;
-use crate::links::{BEAT, Envelope, NODE_TICK, Signal};
+use crate::links::{BEAT, Barrier, Envelope, NODE_TICK, Signal};
 use crate::misfortunes;
 use crate::node::Node;
 use crate::post::Errand;
@@ -41,6 +41,8 @@ pub struct World {
     /// Until when nothing gets from the first node to the second.
     pub(crate) cuts: BTreeMap<(usize, usize), Instant64>,
     pub(crate) num_links: u64,
+    /// What is held up on its way, in order.
+    pub(crate) held: BTreeMap<Barrier, Vec<Envelope>>,
     pub(crate) coordinator: Coordinator,
     /// What an operator wants last of each node.
     pub(crate) wishes: BTreeMap<usize, Wish>,
@@ -69,6 +71,8 @@ pub(crate) enum Happening {
     Arrives(usize),
     Leaves(usize),
     Strikes(Misfortune),
+    /// What was held up may go on.
+    Released(Barrier),
     /// A node's process is started again.
     Boots(usize),
     /// An operator wants something else of a node.
@@ -260,6 +264,7 @@ impl World {
             nodes,
             cuts: BTreeMap::new(),
             num_links: 0,
+            held: BTreeMap::new(),
             coordinator: Coordinator::new(coordinator),
             wishes: BTreeMap::new(),
             witness: Witness::new(gateways.len()),
@@ -362,6 +367,7 @@ impl World {
             }
             Happening::Leaves(index) => self.abandon(self.scenario.requests[index].request.sequence.request),
             Happening::Strikes(misfortune) => return self.strike(misfortune),
+            Happening::Released(barrier) => self.release(barrier),
             Happening::Boots(node) => return self.boot(node),
             Happening::Wants { node, wish } => self.wish(node, wish),
             Happening::LooksAgain { node, wish } => self.look_again(node, wish),
@@ -464,7 +470,8 @@ impl World {
     /// How long an engine takes for its next move.
     pub(crate) fn compute_time(&mut self, device: usize) -> Duration {
         let is_slow = self.agenda.now() < self.devices[device].slow_until;
-        Duration::from_micros(self.random.between(100, 2000)) * if is_slow { SLOWNESS } else { 1 }
+        let most = u64::try_from(self.scenario.max_layer.as_micros()).unwrap_or(u64::MAX);
+        Duration::from_micros(self.random.between(100, most)) * if is_slow { SLOWNESS } else { 1 }
     }
 
     /// Whether a mishap of this likeliness befalls what is under way now; none does once it is calm.

@@ -6,7 +6,11 @@
 
 use std::fmt;
 
+use relevo_wire::SequenceId;
 use serde::{Deserialize, Serialize};
+
+use crate::decode::DecodeEvent;
+use crate::prefill::PrefillEvent;
 
 /// A step of a hand-over that has just been taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -51,6 +55,25 @@ impl HandOverStep {
         Self::Committed,
         Self::MidDecode,
     ];
+
+    /// The step that the prefill role takes with this event, and whose it is.
+    pub fn of_prefill(event: &PrefillEvent) -> Option<(SequenceId, Self)> {
+        match event {
+            PrefillEvent::Admit { request, .. } => Some((request.sequence, Self::Admitted)),
+            PrefillEvent::LeaseWanted(sequence) => Some((*sequence, Self::LeaseWanted)),
+            PrefillEvent::Granted { sequence, .. } => Some((*sequence, Self::LeaseGranted)),
+            _ => None,
+        }
+    }
+
+    /// The step that the decode role takes with this event, and whose it is.
+    pub fn of_decode(event: &DecodeEvent) -> Option<(SequenceId, Self)> {
+        match event {
+            DecodeEvent::LeaseAsked { request, .. } => Some((request.sequence, Self::LeaseAsked)),
+            DecodeEvent::HandedOver(hand_over) => Some((hand_over.sequence, Self::HandedOver)),
+            _ => None,
+        }
+    }
 
     /// Its word.
     pub const fn name(self) -> &'static str {
