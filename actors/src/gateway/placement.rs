@@ -56,3 +56,17 @@ impl Placement {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefill_node_is_needed_until_the_decode_worker_has_drawn_a_token() {
+        let (gone, decode) = (NodeId(1), NodeId(2));
+        let placement = Placement { prefill: DeviceId::of(gone, 0), decode: DeviceId::of(decode, 0) };
+        let phases = [Phase::Queued, Phase::Prefilling, Phase::HandingOver, Phase::Decoding, Phase::Over];
+        assert_eq!(phases.map(|phase| placement.needs_node(phase, gone)), [false, true, true, false, false]);
+        assert_eq!(phases.map(|phase| placement.needs_node(phase, decode)), [false, true, true, true, false]);
+    }
+}

@@ -439,6 +439,7 @@ impl RouterCore {
             }
             let Some(decode) = decode else {
                 if self.workers.is_left_alone(sequence) {
+                    refusal.is_waiting = false;
                     effects.push(RouterEffect::Misplaced { sequence });
                 }
                 continue;
