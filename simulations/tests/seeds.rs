@@ -34,6 +34,10 @@ fn no_seed_breaks_a_promise() {
     at_least(20, "leases released", |report| report.leases_released);
     at_least(20, "leases expired", |report| report.leases_expired);
     at_least(20, "suspicions", |report| report.suspicions);
+    at_least(500, "ends of links lost", |report| report.links_lost);
+    at_least(200, "processes killed", |report| report.kills);
+    at_least(100, "orders of operators", |report| report.orders);
+    at_least(100, "streams cut off with their gateway", |report| report.cut_off);
     at_least(2000, "prefix blocks known", |report| report.hints);
     at_least(200, "lost news of prefixes", |report| report.lost_news);
     at_least(1000, "wishes for all prefixes", |report| report.resyncs);

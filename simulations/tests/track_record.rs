@@ -1,5 +1,7 @@
 //! Seeds and cells that have found bugs: `docs/reliability.md` tells of each. They fail again when what mended them is taken back.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::time::Duration;
 
 use relevo_actors::policy::hand_over::HandOverStep;
