@@ -11,6 +11,8 @@ use std::time::Duration;
 use relevo_wire::TokenId;
 use serde::{Deserialize, Serialize};
 
+use crate::policy::hand_over::HandOverStep;
+
 /// One thing that goes wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
@@ -72,6 +74,13 @@ pub enum Fault {
         /// Counted from 1.
         frame: u64,
     },
+    /// The process ends without a word, as if killed, when a role actor of its takes this step of a hand-over for the n-th time.
+    AbortAtHandOver {
+        /// One that a role actor takes with a message: `admitted`, `lease-wanted`, `lease-asked`, `lease-granted` or `handed-over`.
+        step: HandOverStep,
+        /// Counted from 1.
+        time: u64,
+    },
     /// The n-th lease expires at once, whatever arrives under it.
     ExpireLease {
         /// Counted from 1.
@@ -125,6 +134,7 @@ struct State {
     /// Counted while any fault is armed.
     messages: BTreeMap<String, u64>,
     steps: BTreeMap<String, u64>,
+    hand_overs: BTreeMap<HandOverStep, u64>,
     /// Actors and engines to be killed by name, at their next message or step.
     doomed: BTreeSet<String>,
 }
@@ -208,6 +218,19 @@ impl FaultSwitches {
         })
     }
 
+    /// To be called for each step of a hand-over that a role actor takes: whether the process is to end there.
+    pub fn on_hand_over(&self, step: HandOverStep) -> bool {
+        if !self.armed.load(Ordering::Acquire) {
+            return false;
+        }
+        let mut state = self.state();
+        let count = state.hand_overs.entry(step).or_default();
+        *count += 1;
+        let present = (step, *count);
+        let is_it = |fault: &Fault| matches!(fault, Fault::AbortAtHandOver { step, time } if (*step, *time) == present);
+        state.faults.iter().any(is_it)
+    }
+
     /// To be called for each lease that is granted: whether it is to expire early.
     pub fn on_lease(&self) -> bool {
         let count = self.num_leases.fetch_add(1, Ordering::Relaxed) + 1;
@@ -217,5 +240,19 @@ impl FaultSwitches {
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_ends_when_a_step_of_a_hand_over_is_taken_for_that_time_and_no_other() {
+        let (step, other) = (HandOverStep::LeaseGranted, HandOverStep::Admitted);
+        let switches = FaultSwitches::new(vec![Fault::AbortAtHandOver { step, time: 2 }]);
+        let steps = [step, other, other, step, step];
+        assert_eq!(steps.map(|step| switches.on_hand_over(step)), [false, false, false, true, false]);
+        assert!(!FaultSwitches::default().on_hand_over(step));
     }
 }

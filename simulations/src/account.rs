@@ -6,46 +6,70 @@ use relevo_actors::device::DeviceCommand;
 use relevo_actors::policy::prefix_news::PrefixWords;
 use relevo_actors::prefill::PrefillEvent;
 use relevo_actors::router::RouterEvent;
-use relevo_wire::{SequenceId, StreamEvent};
+use relevo_wire::{SequenceId, StreamEvent, ToGateway};
 
+use crate::coordinating::Word;
 use crate::engine::Frame;
-use crate::scenario::Scenario;
+use crate::post::Errand;
+use crate::scenario::{Scenario, node_id};
 use crate::world::Happening;
 
 /// What a seed stands for.
 pub(crate) fn scenario(scenario: &Scenario) -> String {
-    let Scenario { seed, devices, disaggregate, requests, misfortunes, max_delay, .. } = scenario;
-    let (num_devices, num_requests) = (devices.len(), requests.len());
+    let Scenario { seed, nodes, disaggregate, requests, misfortunes, max_delay, losses, .. } = scenario;
+    let (num_nodes, num_requests) = (nodes.len(), requests.len());
     let mut lines = vec![format!(
-        "seed {seed}: {num_devices} devices, {num_requests} requests, disaggregation {disaggregate:?}, messages take up to {max_delay:?}, \
+        "seed {seed}: {num_nodes} nodes, {num_requests} requests, disaggregation {disaggregate:?}, messages take up to {max_delay:?}, \
          of a hundred {} frames are lost, {} heartbeats lost, {} late, {} news of prefixes lost, {} doubled, {} late",
-        scenario.lost_frames,
-        scenario.lost_heartbeats,
-        scenario.late_heartbeats,
-        scenario.lost_news,
-        scenario.doubled_news,
-        scenario.late_news
+        losses.lost_frames,
+        losses.lost_heartbeats,
+        losses.late_heartbeats,
+        losses.lost_news,
+        losses.doubled_news,
+        losses.late_news
     )];
-    lines.extend(devices.iter().enumerate().map(|(index, spec)| {
-        let cache = if spec.prefix_cache { "with" } else { "without" };
-        format!("  device-{index}: {:?}, {} blocks, {cache} a prefix cache", spec.roles, spec.num_blocks)
-    }));
-    let misfortunes = misfortunes.iter().map(|(at, what)| format!("  at {} ms: {what:?}", at.0 / 1_000_000));
-    lines.extend(misfortunes);
+    let mut num_devices = 0;
+    for (index, node) in nodes.iter().enumerate() {
+        let roles = [node.gateway.then_some("gateway"), node.coordinator.then_some("coordinator")];
+        let roles: Vec<_> = roles.into_iter().flatten().collect();
+        lines.push(format!("  node-{index}, {}: {}", node_id(index), roles.join(", ")));
+        for spec in &node.devices {
+            let cache = if spec.prefix_cache { "with" } else { "without" };
+            let (roles, able) = (&spec.roles, &spec.able);
+            lines.push(format!("    the world's {num_devices}th device: {roles:?}, able to {able:?}, {} blocks, {cache} a prefix cache", spec.num_blocks));
+            num_devices += 1;
+        }
+    }
+    lines.extend(misfortunes.iter().map(|(at, what)| format!("  at {} ms: {what:?}", at.0 / 1_000_000)));
+    lines.extend(scenario.ambush.iter().map(|ambush| format!("  {ambush:?}")));
     lines.join("\n")
 }
 
 /// What is about to happen; nothing for what happens all the time.
 pub(crate) fn happening(happening: &Happening, scenario: &Scenario) -> Option<String> {
     Some(match happening {
-        Happening::Tick | Happening::CoordinatorTick | Happening::Beat(_) | Happening::Unpin { .. } => return None,
+        Happening::Tick
+        | Happening::CoordinatorTick
+        | Happening::NodeTick(_)
+        | Happening::NodeBeat(_)
+        | Happening::PeerBeat { .. }
+        | Happening::Beat(_)
+        | Happening::Released(_)
+        | Happening::LooksAgain { .. }
+        | Happening::Unpin { .. } => return None,
         Happening::Arrives(index) => {
             let request = &scenario.requests[*index].request;
             let (num_prompt, most) = (request.prompt.len(), request.max_tokens);
             format!("{} arrives: {num_prompt} prompt tokens, {most} to generate at most", request.sequence)
         }
-        Happening::Leaves(index) => format!("the client of request-{} goes away", index + 1),
+        Happening::Leaves(index) => {
+            format!("the client of {} goes away", scenario.requests[*index].request.sequence.request)
+        }
         Happening::Strikes(misfortune) => format!("MISFORTUNE: {misfortune:?}"),
+        Happening::Boots(node) => format!("node-{node} is started again"),
+        Happening::Wants { node, wish } => format!("an operator wants {wish:?} of node-{node}"),
+        Happening::Signal { node, signal } => format!("node-{node}: {signal:?}"),
+        Happening::Errand { node, from, errand } => format!("node-{node}, from node-{from}: {}", errand_text(errand)?),
         Happening::Begins { device, .. } => format!("device-{device} begins anew"),
         Happening::Returns { device } => format!("device-{device} comes back"),
         Happening::EngineEnded { device, epoch, .. } => {
@@ -53,16 +77,32 @@ pub(crate) fn happening(happening: &Happening, scenario: &Scenario) -> Option<St
         }
         Happening::RoleEnded { device, role, .. } => format!("device-{device} hears that its {role:?} actor ended"),
         Happening::Resumes { device, epoch } => format!("the engine of device-{device}, {epoch}, goes on"),
-        Happening::Coordinator { event, .. } => format!("coordinator: {}", coordinator(event)?),
-        Happening::Router { event, .. } => format!("router: {}", router(event)?),
-        Happening::Undelivered { request, .. } => format!("router: {} comes back undelivered", request.sequence),
+        Happening::Coordinator { word: Word::Event(event), .. } => format!("coordinator: {}", coordinator(event)?),
+        Happening::Coordinator { word: Word::Beat { .. }, .. } => return None,
+        Happening::Router { gateway, event, .. } => format!("router-{gateway}: {}", router(event)?),
+        Happening::Undelivered { gateway, sequence, .. } => {
+            format!("router-{gateway}: {sequence} comes back undelivered")
+        }
         Happening::Prefill { device, event, .. } => format!("device-{device}/prefill: {}", prefill(event)?),
         Happening::Decode { device, event, .. } => format!("device-{device}/decode: {}", decode(event)?),
         Happening::Order { device, command, .. } => format!("device-{device}/engine: {}", order(command)),
         Happening::Engine { device, epoch } => format!("device-{device}/engine: computes in {epoch}"),
-        Happening::Tokens(events) => format!("gateway: {}", tokens(events)),
+        Happening::Tokens { gateway, events, .. } => format!("gateway-{gateway}: {}", tokens(events)),
         Happening::Frame(frame) => format!("device-{}: {} arrives", frame.to, blocks(frame)),
         Happening::Written(frame) => format!("device-{}: {} is written", frame.to, blocks(frame)),
+        Happening::NotTaken { device, sequence } => format!("device-{device}: blocks of {sequence} were not taken"),
+    })
+}
+
+/// What a node hands on, as far as it is not told when it gets there.
+fn errand_text(errand: &Errand) -> Option<String> {
+    Some(match errand {
+        Errand::Prefill(..) | Errand::Decode(..) | Errand::Gateway(ToGateway::PrefixChanged(..)) => return None,
+        Errand::Coordinator(_) | Errand::TellPrefixes(_) => return None,
+        Errand::Abort(device, sequence) => format!("device-{device} is to stop {sequence}"),
+        Errand::Gateway(word) => format!("{word:?}"),
+        Errand::Map(seen) => format!("sees {}", map(seen)),
+        Errand::Obey(order) => format!("{order:?}"),
     })
 }
 
@@ -77,7 +117,7 @@ pub(crate) fn map(map: &ClusterMap) -> String {
 
 fn coordinator(event: &CoordinatorEvent) -> Option<String> {
     Some(match event {
-        CoordinatorEvent::Tick => return None,
+        CoordinatorEvent::Tick | CoordinatorEvent::MapSeen(_) => return None,
         CoordinatorEvent::Node(entry) => format!("{} joins", entry.name),
         CoordinatorEvent::Order(order) => format!("an operator wants {order:?}"),
         CoordinatorEvent::Left { device, epoch } => format!("{device} left after {epoch}"),

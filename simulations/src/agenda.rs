@@ -9,11 +9,13 @@ use relevo_wire::Instant64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Link(pub(crate) Place, pub(crate) Place);
 
-/// A sender or receiver.
+/// A sender or receiver: an actor, a thread, or what a node does beside them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
-    Gateway,
-    Router,
+    /// What a node hands on from its peers, and hands out to them.
+    Node(usize),
+    Gateway(usize),
+    Router(usize),
     Coordinator,
     Supervisor(usize),
     Prefill(usize),

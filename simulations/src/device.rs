@@ -15,14 +15,11 @@ use relevo_actors::prefill::PrefillCore;
 use relevo_gpu::model::{KvMemory, ScriptedModel, ScriptedOptions};
 use relevo_wire::{DeviceId, Epoch, Instant64, LeaseId, MapVersion, SequenceId};
 
-use crate::membership::{HANG_AFTER, HEARTBEAT};
 use crate::scenario::{CONTEXT, DeviceSpec, VOCABULARY};
+use crate::supervisors::{HANG_AFTER, HEARTBEAT};
 
 /// Layers of the scripted model.
 pub(crate) const NUM_LAYERS: u32 = 2;
-
-/// Term of a lease.
-pub(crate) const LEASE_TERM: Duration = Duration::from_millis(200);
 
 /// What the names of prefixes depend on.
 pub(crate) const SECRET: [u8; 32] = [3; 32];
@@ -30,7 +27,12 @@ pub(crate) const SECRET: [u8; 32] = [3; 32];
 /// A device, as its port and its supervisor know it.
 pub(crate) struct Device {
     pub(crate) id: DeviceId,
+    pub(crate) node: usize,
     pub(crate) spec: DeviceSpec,
+    /// What it does.
+    pub(crate) roles: Vec<DeviceRole>,
+    /// It was told to take nothing new.
+    pub(crate) is_draining: bool,
     /// Of its last engine.
     pub(crate) epoch: Epoch,
     /// Whether orders reach the engine; it may be gone, or cut off.
@@ -44,6 +46,7 @@ pub(crate) struct Device {
     pub(crate) has_actor: [bool; 2],
     /// How often each role's actor was started: what was sent to an earlier one is lost with it.
     pub(crate) lives: [u64; 2],
+    lease_term: Duration,
     pub(crate) last_lease: LeaseId,
     pub(crate) landings: BTreeMap<LeaseId, Landing>,
     /// Where the layers of a sequence go.
@@ -51,8 +54,12 @@ pub(crate) struct Device {
     pub(crate) watch: ProgressWatch,
     /// It is given up: nobody speaks for it.
     pub(crate) is_away: bool,
-    /// Until then what it says to the coordinator is lost.
+    /// Until then its supervisor says nothing.
     pub(crate) silent_until: Instant64,
+    /// Until then it takes longer for everything.
+    pub(crate) slow_until: Instant64,
+    /// What its supervisor said last, and when.
+    pub(crate) pulse: Option<(Instant64, Heartbeat)>,
 }
 
 /// An engine thread.
@@ -79,6 +86,8 @@ pub(crate) struct Landing {
     pub(crate) granted: GrantedLease,
     pub(crate) arrivals: Arrivals,
     pub(crate) kv: Arc<dyn KvMemory>,
+    /// Blocks of layers that were written, each once unless it came again.
+    pub(crate) num_written: usize,
 }
 
 pub(crate) fn scripted(num_blocks: u32) -> ScriptedModel {
@@ -138,25 +147,30 @@ impl Engine {
 
 impl Device {
     /// A device that serves in its first epoch.
-    pub(crate) fn new(index: usize, spec: DeviceSpec) -> Self {
-        let id = DeviceId(u32::try_from(index).unwrap_or(u32::MAX));
+    pub(crate) fn new(id: DeviceId, node: usize, spec: DeviceSpec, lease_term: Duration) -> Self {
         let mut device = Self {
             id,
+            node,
+            roles: spec.roles.clone(),
+            is_draining: false,
             epoch: Epoch(0),
             is_connected: false,
             engine: None,
             model: Some(scripted(spec.num_blocks)),
             spec,
             prefill: PrefillCore::new(id),
-            decode: DecodeCore::new(LeaseId(0), LEASE_TERM),
+            decode: DecodeCore::new(LeaseId(0), lease_term),
             has_actor: [false; 2],
             lives: [0; 2],
+            lease_term,
             last_lease: LeaseId(0),
             landings: BTreeMap::new(),
             routes: BTreeMap::new(),
             watch: ProgressWatch::new(HANG_AFTER, HEARTBEAT, Instant64(0)),
             is_away: false,
             silent_until: Instant64(0),
+            slow_until: Instant64(0),
+            pulse: None,
         };
         device.begin_epoch(Instant64(0));
         device
@@ -169,7 +183,7 @@ impl Device {
         self.engine = Some(Engine::new(model, &self.spec, self.epoch));
         self.is_connected = true;
         self.watch = ProgressWatch::new(HANG_AFTER, HEARTBEAT, now);
-        self.spec.roles.clone().into_iter().for_each(|role| self.start_role(role));
+        self.spec.able.clone().into_iter().for_each(|role| self.start_role(role));
     }
 
     /// Nobody takes sequences any more, no block lands or leaves.
@@ -196,7 +210,7 @@ impl Device {
             }
             DeviceRole::Decode => {
                 self.landings.clear();
-                self.decode = DecodeCore::new(self.last_lease, LEASE_TERM);
+                self.decode = DecodeCore::new(self.last_lease, self.lease_term);
             }
         }
     }
@@ -206,22 +220,32 @@ impl Device {
         let engine = self.engine.as_ref().filter(|_| self.is_connected);
         let facts = DeviceFacts {
             device: self.id,
-            name: format!("cpu{}", self.id.0),
-            roles: self.spec.roles.clone(),
-            able: self.spec.roles.clone(),
+            name: format!("cpu{}", self.id.index()),
+            roles: self.roles.clone(),
+            able: self.spec.able.clone(),
             epoch: self.epoch,
             num_blocks: engine.map_or(0, |_| self.spec.num_blocks as usize),
             max_context: engine.map_or(0, |_| CONTEXT),
         };
         let (progress, busy) = engine.map_or((0, false), |engine| (engine.progress, engine.core.stats().busy));
-        Heartbeat { facts, serving: engine.is_some(), progress, busy, draining: false, map }
+        Heartbeat { facts, serving: engine.is_some(), progress, busy, draining: self.is_draining, map }
+    }
+
+    /// Its process is gone, and what it was told by operators; only its weights can be mapped again, and its epoch was kept.
+    pub(crate) fn die(&mut self) -> Option<Epoch> {
+        self.stop();
+        (self.is_away, self.pulse, self.silent_until) = (false, None, Instant64(0));
+        (self.is_draining, self.roles) = (false, self.spec.roles.clone());
+        (self.model, self.prefill) = (None, PrefillCore::new(self.id));
+        self.decode = DecodeCore::new(self.last_lease, self.lease_term);
+        self.engine.take().map(|engine| engine.epoch)
     }
 
     /// It serves, or would if somebody asked it to.
     pub(crate) fn is_well(&self) -> bool {
         let plays = |role| self.has_actor[role_index(role)];
         let engine = self.engine.as_ref().filter(|_| self.is_connected);
-        engine.is_some_and(|engine| engine.hangs_since.is_none()) && self.spec.roles.iter().all(|&role| plays(role))
+        engine.is_some_and(|engine| engine.hangs_since.is_none()) && self.spec.able.iter().all(|&role| plays(role))
     }
 
     /// Nothing is left of any sequence.

@@ -3,12 +3,11 @@
 use bytes::Bytes;
 use relevo_actors::decode::DecodeEvent;
 use relevo_actors::device::{CoreEvent, DeviceCommand, DeviceEvent, DeviceRole, Effect, PinId, SequenceOutcome};
-use relevo_actors::gateway::Loss;
 use relevo_actors::prefill::PrefillEvent;
 use relevo_gpu::model::{Progress, StepModel};
-use relevo_wire::{Epoch, LayerIndex, LeaseId, SequenceId};
+use relevo_wire::{Epoch, LayerIndex, LeaseId, SequenceId, StreamEvent};
 
-use crate::agenda::{Link, Place};
+use crate::agenda::Place;
 use crate::checks::Broken;
 use crate::device::Engine;
 use crate::lease_book::Cause;
@@ -33,13 +32,12 @@ impl World {
     /// An order is on its way to the engine; false if none is there to take it. Whoever gives it, there is one channel.
     #[must_use]
     pub(crate) fn order(&mut self, device: usize, command: DeviceCommand) -> bool {
-        let (delay, epoch) = (self.delay(), self.devices[device].epoch);
-        if !self.devices[device].is_connected {
-            return false;
+        let (is_connected, epoch) = (self.devices[device].is_connected, self.devices[device].epoch);
+        if is_connected {
+            let engine = Place::Engine(device);
+            self.say(engine, engine, Happening::Order { device, epoch, command });
         }
-        let happening = Happening::Order { device, epoch, command };
-        self.agenda.send(Link(Place::Gateway, Place::Engine(device)), delay, happening);
-        true
+        is_connected
     }
 
     /// The engine of this epoch, if orders and time still reach it.
@@ -49,11 +47,11 @@ impl World {
     }
 
     pub(crate) fn wake(&mut self, device: usize) {
-        let delay = self.compute_time();
+        let (delay, node) = (self.compute_time(device), self.devices[device].node);
         let Some(engine) = self.devices[device].engine.as_mut() else { return };
         if engine.hangs_since.is_none() && !std::mem::replace(&mut engine.is_awake, true) {
             let epoch = engine.epoch;
-            self.agenda.after(delay, Happening::Engine { device, epoch });
+            self.later(node, delay, Happening::Engine { device, epoch });
         }
     }
 
@@ -74,19 +72,21 @@ impl World {
         if engine.core.is_stepping() {
             if let Some(lasts) = engine.will_hang.take() {
                 engine.hangs_since = Some(self.agenda.now());
-                let (id, epoch) = (self.devices[device].id, engine.epoch);
+                let (id, node, epoch) = (self.devices[device].id, self.devices[device].node, engine.epoch);
                 self.note(|| format!("the engine of {id} hangs"));
-                self.agenda.after(lasts, Happening::Resumes { device, epoch });
+                self.later(node, lasts, Happening::Resumes { device, epoch });
                 return Ok(false);
             }
             self.compute(device, engine)?;
             return Ok(true);
         }
         while let Some(command) = engine.inbox.pop_front() {
+            self.sees_order(device, engine.epoch, &command);
             self.tell_core(device, engine, CoreEvent::Command(command))?;
         }
         let mut effects = Vec::new();
         let planned = engine.core.plan_step(self.agenda.now(), &mut effects);
+        self.audit(device, engine)?;
         if planned {
             let plan = engine.core.step_plan(&mut engine.buffers);
             let begun = engine.model.begin_step(&plan);
@@ -131,8 +131,7 @@ impl World {
             self.compute(device, &mut engine)?;
         }
         // Its orders are cut off, which it takes for the end.
-        self.tell_core(device, &mut engine, CoreEvent::Command(DeviceCommand::Drain { deadline: now }))?;
-        engine.core.audit().map_err(broken)
+        self.tell_core(device, &mut engine, CoreEvent::Command(DeviceCommand::Drain { deadline: now }))
     }
 
     pub(crate) fn unpin(&mut self, device: usize, epoch: Epoch, pin: PinId) -> Result<(), Broken> {
@@ -149,8 +148,14 @@ impl World {
     fn tell_core(&mut self, device: usize, engine: &mut Engine, event: CoreEvent) -> Result<(), Broken> {
         let (mut effects, cause, now) = (Vec::new(), Cause::of(&event), self.agenda.now());
         engine.core.handle(event, now, &mut effects);
+        self.audit(device, engine)?;
         self.lease_book.compare(device, &engine.core, cause, &effects, now)?;
         self.carry_out(device, engine, effects)
+    }
+
+    /// After each event that could change anything of it.
+    fn audit(&self, device: usize, engine: &Engine) -> Result<(), Broken> {
+        engine.core.audit().map_err(|error| Broken(format!("{}: {error}", self.devices[device].id)))
     }
 
     fn carry_out(&mut self, device: usize, engine: &Engine, effects: Vec<Effect>) -> Result<(), Broken> {
@@ -158,20 +163,18 @@ impl World {
         for effect in effects {
             match effect {
                 Effect::Emit(sequence, event) => tokens.push((sequence, event)),
-                Effect::Tell(DeviceEvent::PrefixChanged { batch }) => self.tell_prefixes(device, engine.epoch, batch),
+                Effect::Tell(DeviceEvent::PrefixChanged { batch }) => self.tell_prefixes(device, engine.epoch, &batch),
                 Effect::Tell(event) => self.pump(device, event)?,
                 Effect::Push { pin, sequence, lease, layer, first_block, blocks } => {
                     let kv = engine.model.kv_memory();
                     let blocks = blocks.iter().map(|&block| kv.read(layer, block)).collect();
-                    self.push((device, engine.epoch), (pin, sequence, lease), (layer, first_block), blocks);
+                    self.push((device, engine.epoch), (pin, sequence, lease), (layer, first_block), blocks)?;
                 }
                 Effect::Fault(reason) => return Err(Broken(reason)),
             }
         }
         if !tokens.is_empty() {
-            let delay = self.delay();
-            // One channel for all devices, so that a sequence's tokens arrive in the order of their cause.
-            self.agenda.send(Link(Place::Gateway, Place::Gateway), delay, Happening::Tokens(tokens));
+            self.hand_out(device, tokens);
         }
         Ok(())
     }
@@ -183,16 +186,46 @@ impl World {
         (pin, sequence, lease): (PinId, SequenceId, LeaseId),
         (layer, first_block): (LayerIndex, u32),
         blocks: Vec<Bytes>,
-    ) {
-        let delay = self.delay();
+    ) -> Result<(), Broken> {
+        let (delay, node) = (self.delay(), self.devices[from].node);
         let route = self.devices[from].routes.get(&sequence).filter(|(_, granted)| granted.lease == lease);
         let Some((decode, granted)) = route else {
             drop(blocks);
-            return self.agenda.after(delay, Happening::Unpin { device: from, epoch, pin });
+            self.later(node, delay, Happening::Unpin { device: from, epoch, pin });
+            return Ok(());
         };
-        let (to, lease_epoch) = (decode.0 as usize, granted.epoch);
+        let (to, lease_epoch) = (self.index_of(*decode), granted.epoch);
         let frame = Frame { from, epoch, to, sequence, lease, lease_epoch, layer, first_block, blocks, pin };
-        self.agenda.send(Link(Place::Engine(from), Place::Landing(to)), delay, Happening::Frame(Box::new(frame)));
+        let (source, target) = (Place::Engine(from), Place::Landing(to));
+        if self.devices[to].node == node {
+            self.say(source, target, Happening::Frame(Box::new(frame)));
+        } else if !self.post(source, target, Happening::Frame(Box::new(frame))) {
+            self.later(node, delay, Happening::Unpin { device: from, epoch, pin });
+            self.say_lost(source, sequence)?;
+        }
+        Ok(())
+    }
+
+    /// What came out of a step goes to those who want it: one batch for each gateway.
+    fn hand_out(&mut self, device: usize, tokens: Vec<(SequenceId, StreamEvent)>) {
+        let node = self.devices[device].node;
+        for gateway in 0..self.gateways.len() {
+            let is_its =
+                |(sequence, _): &&(SequenceId, StreamEvent)| self.gateway_of(sequence.request) == Some(gateway);
+            let events: Vec<_> = tokens.iter().filter(is_its).cloned().collect();
+            if events.is_empty() {
+                continue;
+            }
+            // One channel for all devices of a node, so that the tokens of a sequence that stays there arrive in the order of their cause.
+            let (from, to) = (Place::Node(node), Place::Gateway(gateway));
+            let happening = Happening::Tokens { gateway, from: node, events };
+            if self.gateways[gateway].node == node {
+                self.say(from, to, happening);
+            } else {
+                // A gateway that is gone has no use for them.
+                let _ = self.post(from, to, happening);
+            }
+        }
     }
 
     /// An engine's news on their way to those whose they are: to the actors that are there now, whichever engine speaks.
@@ -211,7 +244,7 @@ impl World {
             DeviceEvent::Refused { lease, .. } => self.tell_decode(device, from, DecodeEvent::Refused(lease)),
             DeviceEvent::Ended { sequence, role, outcome } => {
                 if outcome == SequenceOutcome::Aborted {
-                    self.lost(sequence, Loss::Elsewhere)?;
+                    self.say_lost(from, sequence)?;
                 }
                 role != DeviceRole::Prefill || self.tell_prefill(device, from, PrefillEvent::Ended(sequence))
             }

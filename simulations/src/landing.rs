@@ -34,15 +34,18 @@ impl World {
         let Some(kv) = self.engine(device, granted.epoch).map(|engine| engine.model.kv_memory()) else {
             return self.decode(device, DecodeEvent::Returned(lease));
         };
-        let deadline = self.streams.get(&sequence.request).and_then(|live| live.core.request().deadline);
-        self.lease_book.granted((device, granted.epoch, lease), deadline, now);
+        let spec = self.scenario.requests.iter().find(|spec| spec.request.sequence.request == sequence.request);
+        let deadline = spec.and_then(|spec| spec.request.deadline);
+        self.lease_book.granted((device, granted.epoch, lease), prefill, deadline, now);
         let is_complete = arrivals.is_complete();
-        self.devices[device].landings.insert(lease, Landing { sequence, granted: granted.clone(), arrivals, kv });
+        self.devices[device]
+            .landings
+            .insert(lease, Landing { sequence, granted: granted.clone(), arrivals, kv, num_written: 0 });
         if is_complete {
             let _ = self.tell_decode(device, Place::Landing(device), DecodeEvent::Complete(lease));
         }
         let event = PrefillEvent::Granted { sequence, decode, lease: granted };
-        if !self.tell_prefill(prefill.0 as usize, Place::Decode(device), event) {
+        if !self.tell_prefill(self.index_of(prefill), Place::Decode(device), event) {
             self.decode(device, DecodeEvent::Returned(lease))?;
         }
         Ok(())
@@ -60,7 +63,7 @@ impl World {
 
     /// Blocks arrive: their writer is let in, or the sender is told that the lease is gone.
     pub(crate) fn land(&mut self, frame: Box<Frame>) -> Result<(), Broken> {
-        if self.is_unlucky(self.scenario.lost_frames) {
+        if self.is_unlucky(self.scenario.losses.lost_frames) {
             self.note(|| format!("layer {} of {} is lost on its way", frame.layer.0, frame.sequence));
             self.let_go(&frame);
             return Ok(());
@@ -72,12 +75,13 @@ impl World {
         if matches!(entered, Some(Ok(_))) {
             self.lease_book.used((frame.to, frame.lease_epoch, frame.lease), Use::Writing, self.agenda.now())?;
             let writing = Duration::from_micros(self.random.between(1, WRITING_MICROS));
-            self.agenda.after(writing, Happening::Written(frame));
+            self.later(self.devices[frame.to].node, writing, Happening::Written(frame));
             return Ok(());
         }
-        let event = PrefillEvent::PushFailed { sequence: frame.sequence, lease: frame.lease };
-        let _ = self.tell_prefill(frame.from, Place::Landing(frame.to), event);
         self.let_go(&frame);
+        let delay = self.delay();
+        let happening = Happening::NotTaken { device: frame.from, sequence: frame.sequence };
+        self.later(self.devices[frame.from].node, delay, happening);
         Ok(())
     }
 
@@ -92,6 +96,9 @@ impl World {
             landing.kv.write(frame.layer, target, bytes).map_err(broken)?;
         }
         let range = frame.first_block..frame.first_block + u32::try_from(frame.blocks.len()).unwrap_or(0);
+        let num_expected = landing.granted.blocks.len() - landing.granted.num_present as usize;
+        landing.num_written += frame.blocks.len();
+        let progress = (landing.num_written, num_expected * NUM_LAYERS as usize);
         let event = match landing.arrivals.leave(frame.layer.0, range, true, now) {
             Left::Quietly => None,
             Left::Complete => Some(DecodeEvent::Complete(frame.lease)),
@@ -101,6 +108,7 @@ impl World {
             }
         };
         let _ = event.map(|event| self.tell_decode(device, Place::Landing(device), event));
+        self.sees_blocks(frame.sequence, progress);
         self.lease_book.used((device, frame.lease_epoch, frame.lease), Use::Written, now)
     }
 
@@ -117,9 +125,9 @@ impl World {
     }
 
     /// The sender's bytes are gone.
-    fn let_go(&mut self, frame: &Frame) {
+    pub(crate) fn let_go(&mut self, frame: &Frame) {
         let delay = self.delay();
         let happening = Happening::Unpin { device: frame.from, epoch: frame.epoch, pin: frame.pin };
-        self.agenda.after(delay, happening);
+        self.later(self.devices[frame.from].node, delay, happening);
     }
 }

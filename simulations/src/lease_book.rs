@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use relevo_actors::device::{CoreEvent, DeviceCommand, DeviceCore, DeviceEvent, DeviceRole, Effect};
-use relevo_wire::{Epoch, Instant64, LeaseId};
+use relevo_wire::{DeviceId, Epoch, Instant64, LeaseId, NodeId, SequenceId};
 
 use crate::checks::{Broken, ensure};
 
@@ -17,7 +17,7 @@ type Name = (usize, Epoch, LeaseId);
 const NOTICE: Duration = Duration::from_millis(30);
 
 /// How long after its term its blocks may still be held: the news must reach the engine, which may be in a step.
-const PATIENCE: Duration = Duration::from_millis(150);
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Every lease that an engine has granted.
 pub(crate) struct LeaseBook {
@@ -26,6 +26,8 @@ pub(crate) struct LeaseBook {
     ended: BTreeSet<Name>,
     /// Engines that are gone, or cut off.
     over: BTreeSet<(usize, Epoch)>,
+    /// Until when each device stood still with its process: it could end no lease before.
+    slept: BTreeMap<usize, Instant64>,
     pub(crate) num_committed: u64,
     pub(crate) num_released: u64,
     pub(crate) num_expired: u64,
@@ -34,6 +36,13 @@ pub(crate) struct LeaseBook {
 /// A lease whose blocks are reserved.
 struct Held {
     num_blocks: u64,
+    sequence: SequenceId,
+    /// Who writes, once it was told that it may.
+    writer: Option<DeviceId>,
+    /// Since when its writer is gone.
+    orphaned: Option<Instant64>,
+    /// When it was granted: the deadline may have gone by before.
+    since: Instant64,
     /// When it was granted, or something arrived.
     renewed: Instant64,
     deadline: Option<Instant64>,
@@ -74,8 +83,8 @@ impl Cause {
 
 impl LeaseBook {
     pub(crate) fn new(term: Duration) -> Self {
-        let (held, ended, over) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
-        Self { term, held, ended, over, num_committed: 0, num_released: 0, num_expired: 0 }
+        let (held, ended, over, slept) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+        Self { term, held, ended, over, slept, num_committed: 0, num_released: 0, num_expired: 0 }
     }
 
     /// An engine's leases after an event: each was granted once, ended once, by what may end it; and what is leased is what the leases hold.
@@ -92,10 +101,20 @@ impl LeaseBook {
             return Ok(());
         }
         for effect in effects {
-            let Effect::Tell(DeviceEvent::Reserved { lease, .. }) = effect else { continue };
+            let Effect::Tell(DeviceEvent::Reserved { lease, sequence }) = effect else { continue };
             let name = (device, epoch, lease.lease);
             let num_blocks = lease.blocks.len() as u64 - u64::from(lease.num_present);
-            let before = self.held.insert(name, Held { num_blocks, renewed: now, deadline: None, is_closed: false });
+            let held = Held {
+                num_blocks,
+                sequence: *sequence,
+                writer: None,
+                orphaned: None,
+                since: now,
+                renewed: now,
+                deadline: None,
+                is_closed: false,
+            };
+            let before = self.held.insert(name, held);
             ensure(before.is_none() && !self.ended.contains(&name), || format!("{} was granted twice", lease.lease))?;
         }
         let present: BTreeSet<LeaseId> = core.leases().collect();
@@ -137,9 +156,9 @@ impl LeaseBook {
     }
 
     /// The decode side lets writers in from here on.
-    pub(crate) fn granted(&mut self, name: Name, deadline: Option<Instant64>, now: Instant64) {
+    pub(crate) fn granted(&mut self, name: Name, writer: DeviceId, deadline: Option<Instant64>, now: Instant64) {
         if let Some(held) = self.held.get_mut(&name) {
-            (held.renewed, held.deadline) = (now, deadline);
+            (held.writer, held.since, held.renewed, held.deadline) = (Some(writer), now, now, deadline);
         }
     }
 
@@ -148,12 +167,13 @@ impl LeaseBook {
         if self.over.contains(&(name.0, name.1)) {
             return Ok(());
         }
+        let slept = self.slept.get(&name.0).copied().unwrap_or_default();
         let Some(held) = self.held.get_mut(&name) else {
             return Err(Broken(format!("{use_of_it:?} under {}, which does not hold its blocks", name.2)));
         };
         let may_enter = use_of_it != Use::Writing || !held.is_closed;
         ensure(may_enter, || format!("a writer enters {}, which is closed", name.2))?;
-        let end = held.end(self.term);
+        let end = held.end(self.term).max(slept);
         ensure(now <= end + NOTICE, || {
             format!("{use_of_it:?} under {}, which ended {:?} ago", name.2, now.since(end))
         })?;
@@ -182,8 +202,42 @@ impl LeaseBook {
     pub(crate) fn overdue(&self, device: usize, epoch: Epoch, excused: Instant64, now: Instant64) -> Option<LeaseId> {
         let of_epoch = (device, epoch, LeaseId(0))..=(device, epoch, LeaseId(u64::MAX));
         let mut held = self.held.range(of_epoch);
+        let excused = excused.max(self.slept.get(&device).copied().unwrap_or_default());
         let is_overdue = |held: &Held| now > held.end(self.term).max(excused) + PATIENCE;
         held.find(|(_, held)| is_overdue(held)).map(|(name, _)| name.2)
+    }
+
+    /// The actor is gone that pushes from a device.
+    pub(crate) fn writer_died(&mut self, writer: DeviceId, now: Instant64) {
+        let held = self.held.values_mut().filter(|held| held.writer == Some(writer));
+        held.for_each(|held| _ = held.orphaned.get_or_insert(now));
+    }
+
+    /// A lease whose writer has been gone for so long.
+    pub(crate) fn orphan(&self, device: usize, epoch: Epoch, now: Instant64, bound: Duration) -> Option<LeaseId> {
+        let of_epoch = (device, epoch, LeaseId(0))..=(device, epoch, LeaseId(u64::MAX));
+        let slept = self.slept.get(&device).copied().unwrap_or_default();
+        let is_orphan = |held: &Held| held.orphaned.is_some_and(|since| now.since(since.max(slept)) > bound);
+        self.held.range(of_epoch).find(|(_, held)| is_orphan(held)).map(|(name, _)| name.2)
+    }
+
+    /// The process of a device stands still until then.
+    pub(crate) fn sleeps(&mut self, device: usize, until: Instant64) {
+        self.slept.insert(device, until);
+    }
+
+    /// Whose it is.
+    pub(crate) fn sequence_of(&self, name: Name) -> Option<SequenceId> {
+        self.held.get(&name).map(|held| held.sequence)
+    }
+
+    /// A lease that is held for a node: it writes, or its gateway wants the sequence.
+    pub(crate) fn held_for(&self, device: usize, epoch: Epoch, node: NodeId) -> Option<LeaseId> {
+        let of_epoch = (device, epoch, LeaseId(0))..=(device, epoch, LeaseId(u64::MAX));
+        let is_for = |held: &Held| {
+            held.sequence.request.gateway() == node || held.writer.is_some_and(|writer| writer.node() == node)
+        };
+        self.held.range(of_epoch).find(|(_, held)| is_for(held)).map(|(name, _)| name.2)
     }
 
     /// Leases that are in force.
@@ -202,6 +256,7 @@ pub(crate) enum Use {
 
 impl Held {
     fn end(&self, term: Duration) -> Instant64 {
-        self.deadline.map_or(self.renewed + term, |deadline| deadline.min(self.renewed + term))
+        let end = self.deadline.map_or(self.renewed + term, |deadline| deadline.min(self.renewed + term));
+        end.max(self.since)
     }
 }

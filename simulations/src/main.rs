@@ -1,27 +1,27 @@
-//! `relevo-simulations SEED [NUM]`: replays one seed event by event, or plays many and tells which of them break a promise.
+//! `relevo-simulations SEED [NUM]` and `relevo-simulations STEP BLOW`: replay one run event by event, or play many and tell which of them break a
+//! promise.
 
 use std::process::ExitCode;
 
-use relevo_simulations::{Scenario, play, play_aloud};
+use relevo_actors::policy::hand_over::HandOverStep;
+use relevo_simulations::{Blow, Failure, Scenario, World, play};
 
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a report is what it is for")]
+const USAGE: &str = "\
+usage: relevo-simulations SEED       replay one seed, event by event
+       relevo-simulations FIRST NUM  play NUM seeds, from FIRST on
+       relevo-simulations STEP BLOW  replay one cell of the table of hand-overs, such as half-pushed kill-decode";
+
+#[expect(clippy::print_stderr, reason = "a report is what it is for")]
 fn main() -> ExitCode {
-    let numbers: Vec<u64> = std::env::args().skip(1).map_while(|argument| argument.parse().ok()).collect();
-    let failures: Vec<_> = match numbers[..] {
-        [seed] => {
-            println!("{}", Scenario::of_seed(seed).summary());
-            match play_aloud(seed, &mut |line| println!("{line}")) {
-                Ok(report) => {
-                    println!("{report:#?}");
-                    Vec::new()
-                }
-                Err(failure) => vec![failure],
-            }
-        }
-        [first, num] => (first..first.saturating_add(num)).filter_map(|seed| play(seed).err()).collect(),
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let numbers: Vec<u64> = arguments.iter().map_while(|argument| argument.parse().ok()).collect();
+    let failures: Vec<_> = match (&numbers[..], &arguments[..]) {
+        (&[seed], [_]) => replay(Scenario::of_seed(seed)).into_iter().collect(),
+        (&[first, num], [_, _]) => (first..first.saturating_add(num)).filter_map(|seed| play(seed).err()).collect(),
+        (_, &[step, blow]) if let Some(scenario) = cell(step, blow) => replay(scenario).into_iter().collect(),
         _ => {
-            eprintln!("usage: relevo-simulations SEED       replay one seed, event by event");
-            eprintln!("       relevo-simulations FIRST NUM  play NUM seeds, from FIRST on");
+            eprintln!("{USAGE}");
             return ExitCode::from(2);
         }
     };
@@ -29,4 +29,17 @@ fn main() -> ExitCode {
         eprintln!("{failure}");
     }
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn cell(step: &str, blow: &str) -> Option<Scenario> {
+    let step = HandOverStep::ALL.into_iter().find(|known| known.name() == step)?;
+    let blow = Blow::all().into_iter().find(|known| known.to_string() == blow)?;
+    Some(Scenario::of_cell(step, blow))
+}
+
+#[expect(clippy::print_stdout, reason = "a report is what it is for")]
+fn replay(scenario: Scenario) -> Option<Failure> {
+    println!("{}", scenario.summary());
+    let report = World::new(scenario).play_aloud(&mut |line| println!("{line}"));
+    report.inspect(|report| println!("{report:#?}")).err()
 }

@@ -1,92 +1,52 @@
 //! The hands of the router and of the role actors in the world.
 
 use relevo_actors::decode::{DecodeEffect, DecodeEvent};
-use relevo_actors::device::{DeviceCommand, DeviceRole};
+use relevo_actors::device::DeviceCommand;
 use relevo_actors::gateway::{Loss, Placement};
 use relevo_actors::prefill::{PrefillEffect, PrefillEvent};
 use relevo_actors::router::{RouterEffect, RouterEvent};
-use relevo_wire::{DeviceId, SequenceId};
+use relevo_wire::ToGateway;
 
-use crate::agenda::{Link, Place};
+use crate::agenda::Place;
 use crate::checks::{Broken, ensure};
-use crate::device::role_index;
 use crate::lease_book::Use;
-use crate::world::{Happening, World};
+use crate::world::World;
 
 impl World {
-    pub(crate) fn tell_router(&mut self, event: RouterEvent) {
-        self.send_to_router(Place::Gateway, event);
-    }
-
-    pub(crate) fn send_to_router(&mut self, from: Place, event: RouterEvent) {
-        let (delay, life) = (self.delay(), self.router_life);
-        self.agenda.send(Link(from, Place::Router), delay, Happening::Router { life, event });
-    }
-
-    /// False if nobody is there.
-    #[must_use]
-    pub(crate) fn tell_prefill(&mut self, device: usize, from: Place, event: PrefillEvent) -> bool {
-        let (delay, index) = (self.delay(), role_index(DeviceRole::Prefill));
-        let state = &self.devices[device];
-        if !state.has_actor[index] {
-            return false;
-        }
-        let happening = Happening::Prefill { device, life: state.lives[index], event };
-        self.agenda.send(Link(from, Place::Prefill(device)), delay, happening);
-        true
-    }
-
-    /// False if nobody is there.
-    #[must_use]
-    pub(crate) fn tell_decode(&mut self, device: usize, from: Place, event: DecodeEvent) -> bool {
-        let (delay, index) = (self.delay(), role_index(DeviceRole::Decode));
-        let state = &self.devices[device];
-        if !state.has_actor[index] {
-            return false;
-        }
-        let happening = Happening::Decode { device, life: state.lives[index], event };
-        self.agenda.send(Link(from, Place::Decode(device)), delay, happening);
-        true
-    }
-
-    /// Through the role actors, and past them in case they die with it in their mailbox.
-    pub(crate) fn abort_on(&mut self, device: DeviceId, sequence: SequenceId) {
-        let device = device.0 as usize;
-        let _ = self.order(device, DeviceCommand::Abort { sequence });
-        let _ = self.tell_prefill(device, Place::Gateway, PrefillEvent::Abort(sequence));
-        let _ = self.tell_decode(device, Place::Gateway, DecodeEvent::Abort(sequence));
-    }
-
-    pub(crate) fn route(&mut self, event: RouterEvent) -> Result<(), Broken> {
+    pub(crate) fn route(&mut self, gateway: usize, event: RouterEvent) -> Result<(), Broken> {
+        let from = Place::Router(gateway);
         let mut effects = Vec::new();
-        self.witness.router_hears(&event);
-        self.router.handle(event, self.agenda.now(), &mut effects);
-        self.witness.compare(&self.router)?;
-        self.check_routes(&effects)?;
+        let now = self.agenda.now();
+        self.witness.router_hears(gateway, &event);
+        self.gateways[gateway].router.handle(event, now, &mut effects);
+        self.witness.compare(gateway, &self.gateways[gateway].router)?;
+        self.check_routes(gateway, &effects)?;
         for effect in effects {
             match effect {
                 RouterEffect::Dispatch { request, route } => {
                     let (sequence, decode) = (request.sequence, route.decode);
                     let prefill = route.prefill;
-                    ensure(!self.is_placed(sequence), || format!("{sequence} is placed twice"))?;
-                    if !self.placed(sequence, Placement { prefill, decode }) {
-                        self.tell_router(RouterEvent::Ended(sequence));
+                    ensure(!self.is_placed(gateway, sequence), || format!("{sequence} is placed twice"))?;
+                    if !self.placed(gateway, sequence, Placement { prefill, decode }) {
+                        self.tell_router(gateway, RouterEvent::Ended(sequence));
                         continue;
                     }
                     self.note(|| format!("{sequence} goes to {prefill}, then to {decode}"));
-                    let event = PrefillEvent::Admit { request: request.clone(), decode };
-                    if !self.tell_prefill(prefill.0 as usize, Place::Router, event) {
-                        self.undelivered(request)?;
+                    let prefill = self.index_of(prefill);
+                    if !self.tell_prefill(prefill, from, PrefillEvent::Admit { request, decode }) {
+                        self.undelivered(gateway, sequence)?;
                     }
                 }
                 RouterEffect::Redirect { sequence, prefill, decode } => {
-                    if self.placed(sequence, Placement { prefill, decode }) {
-                        let event = PrefillEvent::Redirect { sequence, decode };
-                        let _ = self.tell_prefill(prefill.0 as usize, Place::Router, event);
+                    if self.placed(gateway, sequence, Placement { prefill, decode }) {
+                        let prefill = self.index_of(prefill);
+                        let _ = self.tell_prefill(prefill, from, PrefillEvent::Redirect { sequence, decode });
                     }
                 }
-                RouterEffect::Reject { sequence, error } => self.reject(sequence, error)?,
-                RouterEffect::ResyncPrefixes { device } => self.ask_for_prefixes(device),
+                RouterEffect::Misplaced { sequence } => self.lost(gateway, sequence, Loss::Elsewhere)?,
+                RouterEffect::Reject { sequence, error } => self.reject(gateway, sequence, error)?,
+                RouterEffect::NodeLost { node } => self.node_lost(gateway, node)?,
+                RouterEffect::ResyncPrefixes { device } => self.ask_for_prefixes(gateway, device),
             }
         }
         Ok(())
@@ -94,22 +54,24 @@ impl World {
 
     pub(crate) fn prefill(&mut self, device: usize, event: PrefillEvent) -> Result<(), Broken> {
         let from = Place::Prefill(device);
+        self.sees_prefill(&event);
         let mut effects = Vec::new();
         self.devices[device].prefill.handle(event, self.agenda.now(), &mut effects);
         for effect in effects {
             match effect {
                 PrefillEffect::Prefill { request, destination } => {
-                    let command = DeviceCommand::Prefill { request: request.clone(), destination };
-                    if !self.order(device, command) {
-                        self.prefill(device, PrefillEvent::Ended(request.sequence))?;
-                        let (delay, life) = (self.delay(), self.router_life);
-                        let happening = Happening::Undelivered { life, request };
-                        self.agenda.send(Link(from, Place::Router), delay, happening);
+                    let sequence = request.sequence;
+                    if !self.order(device, DeviceCommand::Prefill { request, destination }) {
+                        self.prefill(device, PrefillEvent::Ended(sequence))?;
+                        self.tell_gateway(from, sequence, ToGateway::Undelivered(sequence))?;
                     }
                 }
                 PrefillEffect::UseLease { sequence, decode, lease } => {
+                    let id = lease.lease;
                     self.devices[device].routes.insert(sequence, (decode, lease.clone()));
-                    let _ = self.order(device, DeviceCommand::UseLease { sequence, lease });
+                    if !self.order(device, DeviceCommand::UseLease { sequence, lease }) {
+                        self.prefill(device, PrefillEvent::PushFailed { sequence, lease: id })?;
+                    }
                 }
                 PrefillEffect::Abort(sequence) => {
                     self.devices[device].routes.remove(&sequence);
@@ -118,20 +80,24 @@ impl World {
                 PrefillEffect::AskLease { decode, request } => {
                     let sequence = request.sequence;
                     let event = DecodeEvent::LeaseAsked { request, prefill: self.devices[device].id };
-                    if !self.tell_decode(decode.0 as usize, from, event) {
+                    if !self.tell_decode(self.index_of(decode), from, event) {
                         self.prefill(device, PrefillEvent::LeaseRefused { sequence, decode })?;
                     }
                 }
                 PrefillEffect::ReturnLease { decode, lease } => {
-                    let _ = self.tell_decode(decode.0 as usize, from, DecodeEvent::Returned(lease));
+                    let _ = self.tell_decode(self.index_of(decode), from, DecodeEvent::Returned(lease));
                 }
                 PrefillEffect::HandOver { decode, hand_over } => {
                     self.devices[device].routes.remove(&hand_over.sequence);
-                    let _ = self.tell_decode(decode.0 as usize, from, DecodeEvent::HandedOver(hand_over));
+                    let _ = self.tell_decode(self.index_of(decode), from, DecodeEvent::HandedOver(hand_over));
                 }
-                PrefillEffect::Refused(sequence) => self.tell_router(RouterEvent::Refused(sequence)),
-                PrefillEffect::Started(sequence) => self.tell_router(RouterEvent::Started(sequence)),
-                PrefillEffect::Lost(sequence) => self.lost(sequence, Loss::Elsewhere)?,
+                PrefillEffect::Refused(sequence) => {
+                    self.tell_gateway(from, sequence, ToGateway::Refused(sequence))?;
+                }
+                PrefillEffect::Started(sequence) => {
+                    self.tell_gateway(from, sequence, ToGateway::Started(sequence))?;
+                }
+                PrefillEffect::Lost(sequence) => self.say_lost(from, sequence)?,
             }
         }
         Ok(())
@@ -140,6 +106,7 @@ impl World {
     pub(crate) fn decode(&mut self, device: usize, event: DecodeEvent) -> Result<(), Broken> {
         let from = Place::Decode(device);
         let is_tick = matches!(event, DecodeEvent::Tick);
+        self.sees_decode(&event);
         let mut effects = Vec::new();
         let now = self.agenda.now();
         self.devices[device].decode.handle(event, now, &mut effects);
@@ -147,14 +114,16 @@ impl World {
             match effect {
                 DecodeEffect::Reserve { lease, request } => {
                     self.devices[device].last_lease = lease;
-                    if !self.order(device, DeviceCommand::Reserve { lease, request }) {
+                    // Without a way to its gateway its tokens would be lost.
+                    let is_heard = self.reaches_gateway(device, request.sequence);
+                    if !is_heard || !self.order(device, DeviceCommand::Reserve { lease, request }) {
                         self.decode(device, DecodeEvent::Refused(lease))?;
                     }
                 }
                 DecodeEffect::Grant { prefill, sequence, lease } => self.grant(device, prefill, sequence, lease)?,
                 DecodeEffect::Refuse { prefill, sequence } => {
                     let event = PrefillEvent::LeaseRefused { sequence, decode: self.devices[device].id };
-                    let _ = self.tell_prefill(prefill.0 as usize, from, event);
+                    let _ = self.tell_prefill(self.index_of(prefill), from, event);
                 }
                 DecodeEffect::Close(lease) => {
                     let name = (device, self.devices[device].epoch, lease);
@@ -169,12 +138,12 @@ impl World {
                     self.lease_book.used((device, self.devices[device].epoch, lease), Use::Commit, now)?;
                     let cached_tokens = hand_over.cached_tokens;
                     if !self.order(device, DeviceCommand::Commit { lease, first_token, cached_tokens }) {
-                        self.lost(hand_over.sequence, Loss::Elsewhere)?;
+                        self.say_lost(from, hand_over.sequence)?;
                     }
                 }
                 DecodeEffect::Release(lease) => _ = self.order(device, DeviceCommand::Release { lease }),
                 DecodeEffect::Abort(sequence) => _ = self.order(device, DeviceCommand::Abort { sequence }),
-                DecodeEffect::Lost(sequence) => self.lost(sequence, Loss::Elsewhere)?,
+                DecodeEffect::Lost(sequence) => self.say_lost(from, sequence)?,
             }
         }
         Ok(())

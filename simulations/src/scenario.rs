@@ -1,13 +1,11 @@
-//! What a seed stands for: the devices, the requests and the misfortunes of one run.
+//! What a seed stands for: the nodes and their devices, the requests and the misfortunes of one run.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use relevo_actors::device::DeviceRole;
+use relevo_actors::policy::hand_over::HandOverStep;
 use relevo_actors::policy::routing::Disaggregate;
-use relevo_wire::{GenerateRequest, Instant64, RequestId, SamplingParams, SequenceId, TenantId, TokenId};
-
-use crate::random::Random;
+use relevo_wire::{GenerateRequest, Instant64, NodeId, RequestId};
 
 /// Ids of the scripted vocabulary.
 pub(crate) const VOCABULARY: u32 = 64;
@@ -16,13 +14,13 @@ pub(crate) const VOCABULARY: u32 = 64;
 pub(crate) const CONTEXT: usize = 192;
 
 /// When the last request has come and the last misfortune has struck, in milliseconds.
-const ACT: u64 = 400;
+pub(crate) const ACT: u64 = 400;
 
 /// Far longer than any run.
-const FOR_EVER: Duration = Duration::from_secs(3600);
+pub(crate) const FOR_EVER: Duration = Duration::from_secs(3600);
 
 /// Longest time that a misfortune lasts, in milliseconds: longer than it takes to notice it.
-const LONGEST: u64 = 1500;
+pub(crate) const LONGEST: u64 = 1500;
 
 /// One run.
 #[derive(Clone, Debug)]
@@ -30,36 +28,62 @@ pub struct Scenario {
     /// What it was drawn from.
     pub seed: u64,
     /// The cluster.
-    pub devices: Vec<DeviceSpec>,
+    pub nodes: Vec<NodeSpec>,
     /// Whether prefill and decode may be apart.
     pub disaggregate: Disaggregate,
     /// What is asked of it.
     pub requests: Vec<RequestSpec>,
     /// What goes wrong.
     pub misfortunes: Vec<(Instant64, Misfortune)>,
+    /// What goes wrong when a hand-over comes to some step.
+    pub ambush: Option<Ambush>,
     /// Longest delay of a message.
     pub max_delay: Duration,
+    /// Longest time that a layer takes an engine.
+    pub max_layer: Duration,
+    /// Term of a lease that nothing renews.
+    pub lease_term: Duration,
     /// Streams that may wait for workers.
     pub max_waiting: usize,
-    /// Frames of blocks that are lost, in a hundred.
+    /// What becomes of messages that may be lost, in a hundred.
+    pub losses: Losses,
+}
+
+/// How many messages, of a hundred, meet with what.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Losses {
+    /// Frames of blocks that are lost.
     pub lost_frames: u64,
-    /// Heartbeats that are lost, in a hundred.
+    /// Heartbeats that are lost.
     pub lost_heartbeats: u64,
-    /// Heartbeats that come late, in a hundred.
+    /// Heartbeats that come late.
     pub late_heartbeats: u64,
-    /// News of prefixes, and wishes for them, that are lost, in a hundred.
+    /// News of prefixes, and wishes for them, that are lost.
     pub lost_news: u64,
-    /// News of prefixes that come twice, in a hundred.
+    /// News of prefixes that come twice.
     pub doubled_news: u64,
-    /// News of prefixes that come late, in a hundred.
+    /// News of prefixes that come late.
     pub late_news: u64,
+}
+
+/// One node: a process with what it plays.
+#[derive(Clone, Debug, Default)]
+pub struct NodeSpec {
+    /// Clients ask it.
+    pub gateway: bool,
+    /// It publishes the map; one node of a cluster does.
+    pub coordinator: bool,
+    /// Its devices.
+    pub devices: Vec<DeviceSpec>,
 }
 
 /// One device.
 #[derive(Clone, Debug)]
 pub struct DeviceSpec {
-    /// What it does.
+    /// What it does at first.
     pub roles: Vec<DeviceRole>,
+    /// What it could do.
+    pub able: Vec<DeviceRole>,
     /// Blocks of its pool.
     pub num_blocks: u32,
     /// It names and finds prefixes.
@@ -77,7 +101,7 @@ pub struct RequestSpec {
     pub request: GenerateRequest,
 }
 
-/// What goes wrong.
+/// What goes wrong. Devices are counted over all nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Misfortune {
     /// The engine of a device fails, and its pool with it.
@@ -88,63 +112,128 @@ pub enum Misfortune {
     Role(usize, DeviceRole),
     /// A device is given up, and joins again after so long.
     Leave(usize, Duration),
-    /// What a device says to the coordinator is lost for so long.
+    /// A device's supervisor says nothing for so long.
     Silence(usize, Duration),
-    /// The router dies.
-    Router,
-    /// The coordinator dies.
+    /// A device takes [`SLOWNESS`] times as long for everything, for so long.
+    Slow(usize, Duration),
+    /// The router of a gateway dies.
+    Router(usize),
+    /// The coordinator's actor dies.
     Coordinator,
     /// The coordinator does nothing for so long.
     Sleep(Duration),
+    /// A node's process is killed, and is started again after so long.
+    Kill(usize, Duration),
+    /// A node's process stands still for so long.
+    Pause(usize, Duration),
+    /// Nothing gets from the first node to the second for so long; the other way is not concerned.
+    Cut(usize, usize, Duration),
+    /// Nothing gets from either of two nodes to the other for so long.
+    Part(usize, usize, Duration),
+    /// Nothing gets from a node to any other, nor back, for so long.
+    Isolate(usize, Duration),
+    /// The link between two nodes ends, and nothing else.
+    Flap(usize, usize),
+    /// An operator drains a node, and undrains it after so long.
+    Drain(usize, Duration),
+    /// An operator gives the devices of a node this role.
+    Flip(usize, DeviceRole),
+}
+
+/// How much longer a slow device takes than its peers.
+pub const SLOWNESS: u32 = 5;
+
+/// Misfortunes that wait for one sequence to come to a step of its hand-over.
+#[derive(Clone, Debug)]
+pub struct Ambush {
+    /// Whose hand-over, in its first attempt.
+    pub request: RequestId,
+    /// Which step.
+    pub step: HandOverStep,
+    /// What strikes.
+    pub blow: Blow,
+}
+
+/// What strikes a hand-over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blow {
+    /// A party's process is killed and started again.
+    Kill(Party),
+    /// The actor of the role that it plays dies, and nothing else.
+    KillRole(Party),
+    /// It stands still for less time than makes a death.
+    Pause(Party),
+    /// It takes longer than its peers.
+    Slow(Party),
+    /// An operator drains it.
+    Drain(Party),
+    /// An operator gives it the role that it does not play.
+    Flip(Party),
+    /// Nothing gets from the first to the second.
+    CutOneWay(Party, Party),
+    /// Nothing gets from either to the other.
+    CutBothWays(Party, Party),
+    /// The link between them ends.
+    Flap(Party, Party),
+}
+
+/// Who has a part in a hand-over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Party {
+    /// The node that runs the prompt.
+    Prefill,
+    /// The node that decodes.
+    Decode,
+    /// The node that keeps the stream.
+    Gateway,
+    /// The node that publishes the map.
+    Coordinator,
 }
 
 impl Misfortune {
     /// How long others suffer from it.
     fn duration(self) -> Duration {
         match self {
-            Self::Hang(_, lasts) => lasts.min(millis(LONGEST)),
-            Self::Leave(_, lasts) | Self::Silence(_, lasts) | Self::Sleep(lasts) => lasts,
-            Self::Engine(_) | Self::Role(..) | Self::Router | Self::Coordinator => Duration::ZERO,
+            Self::Hang(_, lasts) => lasts.min(Duration::from_millis(LONGEST)),
+            Self::Leave(_, lasts)
+            | Self::Silence(_, lasts)
+            | Self::Slow(_, lasts)
+            | Self::Sleep(lasts)
+            | Self::Kill(_, lasts)
+            | Self::Pause(_, lasts)
+            | Self::Cut(_, _, lasts)
+            | Self::Part(_, _, lasts)
+            | Self::Isolate(_, lasts)
+            | Self::Drain(_, lasts) => lasts,
+            Self::Engine(_)
+            | Self::Role(..)
+            | Self::Router(_)
+            | Self::Coordinator
+            | Self::Flap(..)
+            | Self::Flip(..) => Duration::ZERO,
         }
     }
+}
+
+/// The number of the node at this place of the scenario.
+pub(crate) fn node_id(index: usize) -> NodeId {
+    NodeId(u32::try_from(index + 1).unwrap_or(u32::MAX))
+}
+
+/// Its name.
+pub(crate) fn node_name(index: usize) -> String {
+    format!("node-{index}")
 }
 
 impl Scenario {
     /// Draws one.
     pub fn of_seed(seed: u64) -> Self {
-        let mut random = Random::new(seed);
-        let devices = devices(&mut random);
-        let disaggregate = match random.between(0, 3) {
-            0 => Disaggregate::Never,
-            1 => Disaggregate::Always,
-            _ => Disaggregate::Auto,
-        };
-        let num_requests = random.between(3, 24);
-        let requests = (1..=num_requests).map(|id| request(&mut random, id)).collect();
-        let num_misfortunes = if random.chance(70) { random.between(1, 5) } else { 0 };
-        let misfortunes = (0..num_misfortunes).map(|_| misfortune(&mut random, &devices)).collect();
-        let max_delay = Duration::from_micros(random.between(20, 8000));
-        let lost_frames = if random.chance(25) { random.between(1, 10) } else { 0 };
-        let max_waiting = if random.chance(10) { 4 } else { 64 };
-        let lost_heartbeats = if random.chance(25) { random.between(1, 40) } else { 0 };
-        let late_heartbeats = if random.chance(25) { random.between(1, 40) } else { 0 };
-        let mut of_news = || if random.chance(30) { random.between(1, 60) } else { 0 };
-        let (lost_news, doubled_news, late_news) = (of_news(), of_news(), of_news());
-        Self {
-            seed,
-            devices,
-            disaggregate,
-            requests,
-            misfortunes,
-            max_delay,
-            max_waiting,
-            lost_frames,
-            lost_heartbeats,
-            late_heartbeats,
-            lost_news,
-            doubled_news,
-            late_news,
-        }
+        crate::draw::scenario(seed)
+    }
+
+    /// What the program is given to play it again.
+    pub fn replay(&self) -> String {
+        self.ambush.as_ref().map_or_else(|| self.seed.to_string(), |it| format!("{} {}", it.step, it.blow))
     }
 
     /// What it is, in a few lines.
@@ -155,85 +244,8 @@ impl Scenario {
     /// From when on nothing goes wrong any more, and nobody comes or goes.
     pub fn calm(&self) -> Instant64 {
         let ends = self.misfortunes.iter().map(|&(at, misfortune)| at + misfortune.duration());
-        ends.fold(Instant64(0) + millis(ACT), Instant64::max)
+        // A hand-over that nothing has disturbed yet comes to its last step in less time than that.
+        let ambush = Duration::from_millis(if self.ambush.is_some() { ACT + LONGEST } else { 0 });
+        ends.fold(Instant64(0) + Duration::from_millis(ACT), Instant64::max) + ambush
     }
-}
-
-fn devices(random: &mut Random) -> Vec<DeviceSpec> {
-    use DeviceRole::{Decode, Prefill};
-    let (prefill, decode, both) = (vec![Prefill], vec![Decode], vec![Prefill, Decode]);
-    let roles = match random.between(0, 5) {
-        0 => vec![both],
-        1 => vec![prefill, decode],
-        2 => vec![both.clone(), both],
-        3 => vec![prefill.clone(), prefill, decode],
-        _ => vec![both, decode.clone(), decode],
-    };
-    let prefix_cache = random.chance(80);
-    let mut spec = |roles| {
-        // At least one whole context, so that every request can be served; often not much more, so that they must make room.
-        let num_blocks = CONTEXT as u64 / 16 + random.between(0, 36);
-        DeviceSpec { roles, num_blocks: u32::try_from(num_blocks).unwrap_or(u32::MAX), prefix_cache }
-    };
-    roles.into_iter().map(&mut spec).collect()
-}
-
-fn request(random: &mut Random, id: u64) -> RequestSpec {
-    let at = Instant64(0) + millis(random.between(0, ACT / 2));
-    let kind = random.between(0, 4);
-    let len = random.between(1, 120);
-    // Prompts of one kind begin alike.
-    let prompt: Vec<TokenId> = (0..len).map(|place| token(place * (7 + kind) + kind * 13 + place / 9)).collect();
-    let sampled = random.chance(40);
-    let sampling = SamplingParams {
-        temperature: if sampled { 0.8 } else { 0.0 },
-        seed: random.next(),
-        ..SamplingParams::default()
-    };
-    let stop_ids: Arc<[TokenId]> = if random.chance(20) { Arc::from([token(random.next())]) } else { Arc::from([]) };
-    let request = GenerateRequest {
-        sequence: SequenceId { request: RequestId(id), choice: 0, attempt: 0 },
-        tenant: TenantId(u32::try_from(random.between(0, 3)).unwrap_or(0)),
-        prompt: prompt.into(),
-        generated: Vec::new(),
-        sampling,
-        stop_ids,
-        max_tokens: u32::try_from(random.between(1, 60)).unwrap_or(1),
-        top_logprobs: random.chance(10).then_some(2),
-        prompt_logprobs: random.chance(10).then_some(1),
-        priority: if random.chance(20) { 1 } else { 0 },
-        deadline: random.chance(15).then(|| at + millis(random.between(1, ACT))),
-    };
-    // Some go before their request has reached anybody.
-    let patience = if random.chance(50) { 10 } else { ACT / 2 };
-    let leaves = random.chance(20).then(|| at + millis(random.between(0, patience)));
-    RequestSpec { at, leaves, request }
-}
-
-fn misfortune(random: &mut Random, devices: &[DeviceSpec]) -> (Instant64, Misfortune) {
-    let index = |random: &mut Random, len: usize| usize::try_from(random.between(0, len as u64)).unwrap_or(0);
-    let device = index(random, devices.len());
-    let roles = &devices[device].roles;
-    let role = roles[index(random, roles.len())];
-    let lasts = millis(random.between(1, LONGEST));
-    let misfortune = match random.between(0, 12) {
-        0..3 => Misfortune::Engine(device),
-        3 => Misfortune::Hang(device, lasts),
-        4 => Misfortune::Hang(device, FOR_EVER),
-        5..7 => Misfortune::Role(device, role),
-        7 => Misfortune::Leave(device, lasts),
-        8 => Misfortune::Silence(device, lasts),
-        9 => Misfortune::Router,
-        10 => Misfortune::Coordinator,
-        _ => Misfortune::Sleep(lasts),
-    };
-    (Instant64(0) + millis(random.between(1, ACT)), misfortune)
-}
-
-fn token(number: u64) -> TokenId {
-    u32::try_from(number % u64::from(VOCABULARY)).unwrap_or(0)
-}
-
-const fn millis(count: u64) -> Duration {
-    Duration::from_millis(count)
 }

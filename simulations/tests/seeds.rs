@@ -1,4 +1,4 @@
-//! Some hundred seeds, each a cluster of its own with its own misfortunes.
+//! A thousand seeds, each a cluster of its own with its own misfortunes.
 
 use relevo_simulations::{Failure, Report, play, play_aloud};
 
@@ -17,7 +17,7 @@ fn play_all(seeds: std::ops::Range<u64>) -> Vec<Report> {
 
 #[test]
 fn no_seed_breaks_a_promise() {
-    let reports = play_all(0..300);
+    let reports = play_all(0..1000);
     // The seeds would prove little if they did not get into these situations.
     let at_least = |least: u64, what: &str, count: fn(&Report) -> u64| {
         let found: u64 = reports.iter().map(count).sum();
@@ -34,6 +34,10 @@ fn no_seed_breaks_a_promise() {
     at_least(20, "leases released", |report| report.leases_released);
     at_least(20, "leases expired", |report| report.leases_expired);
     at_least(20, "suspicions", |report| report.suspicions);
+    at_least(500, "ends of links lost", |report| report.links_lost);
+    at_least(200, "processes killed", |report| report.kills);
+    at_least(100, "orders of operators", |report| report.orders);
+    at_least(100, "streams cut off with their gateway", |report| report.cut_off);
     at_least(2000, "prefix blocks known", |report| report.hints);
     at_least(200, "lost news of prefixes", |report| report.lost_news);
     at_least(1000, "wishes for all prefixes", |report| report.resyncs);

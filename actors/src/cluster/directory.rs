@@ -18,6 +18,7 @@ use crate::device::DevicePort;
 use crate::faults::{FaultSwitches, MessageFault};
 use crate::gateway::{GatewayMessage, Keeper};
 use crate::peers::{GOODBYE, MeshMessage, Network, Peers, Renewer};
+use crate::policy::hand_over::HandOverStep;
 use crate::policy::hint_keys::HintKeyer;
 use crate::policy::routing::Disaggregate;
 use crate::router::RouterMessage;
@@ -117,6 +118,14 @@ impl Directory {
     /// The device, if there is one of that id in this process.
     pub(crate) fn device(&self, device: DeviceId) -> Option<&Arc<DevicePort>> {
         self.devices.get(&device)
+    }
+
+    /// A role actor takes a step of a hand-over: the fault switches may end the process here.
+    pub(crate) fn on_hand_over(&self, step: HandOverStep) {
+        if self.faults.on_hand_over(step) {
+            tracing::error!(%step, "fault switch: the process ends");
+            std::process::abort();
+        }
     }
 
     /// Each actor calls it for each message that is not the clock's, so that the fault switches can have their way.

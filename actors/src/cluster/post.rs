@@ -238,6 +238,11 @@ impl Directory {
         }
     }
 
+    /// Whether what is said of a sequence gets to its gateway.
+    pub(crate) fn reaches_gateway(&self, sequence: SequenceId) -> bool {
+        self.is_mine(sequence) || self.peers.find(sequence.request.gateway()).is_some()
+    }
+
     fn to_gateway(&self, sequence: SequenceId, message: ToGateway) {
         // A gateway that is gone has no use for it.
         let _ = self.peers.send(sequence.request.gateway(), &ControlMessage::Gateway(message));

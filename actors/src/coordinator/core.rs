@@ -30,6 +30,8 @@ pub struct CoordinatorLimits {
 pub enum CoordinatorEvent {
     /// A device speaks.
     Heartbeat(Heartbeat),
+    /// A node has seen this map, by term and version; one without devices says it in no device's heartbeat.
+    MapSeen((u64, MapVersion)),
     /// A device is given up, as it was in this epoch; only a later one brings it back.
     Left {
         /// It.
@@ -155,6 +157,7 @@ impl CoordinatorCore {
     pub fn handle(&mut self, event: CoordinatorEvent, now: Instant64, effects: &mut Vec<CoordinatorEffect>) {
         match event {
             CoordinatorEvent::Heartbeat(heartbeat) => self.heard(heartbeat, now),
+            CoordinatorEvent::MapSeen(map) => self.outbid(map, now),
             CoordinatorEvent::Left { device, epoch } => self.left(device, epoch),
             CoordinatorEvent::Node(entry) => self.joined(entry),
             CoordinatorEvent::Order(order) => effects.push(self.order(order)),

@@ -100,6 +100,7 @@ impl Actor for CoordinatorActor {
 impl CoordinatorState {
     /// A node whose map is an old one gets the present one, again if it was lost.
     fn beat(&mut self, node: NodeId, beat: Beat) {
+        self.handle(CoordinatorEvent::MapSeen(beat.map));
         for heartbeat in beat.devices {
             self.handle(CoordinatorEvent::Heartbeat(heartbeat));
         }

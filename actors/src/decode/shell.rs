@@ -12,6 +12,7 @@ use super::landing::LandingEvent;
 use crate::clock;
 use crate::cluster::{Directory, Ticker};
 use crate::device::{DeviceCommand, DevicePort, GrantedLease};
+use crate::policy::hand_over::HandOverStep;
 use crate::prefill::PrefillEvent;
 
 /// How often expiry is looked at.
@@ -75,7 +76,12 @@ impl Actor for DecodeActor {
             state.directory.on_message(&state.name);
         }
         match message {
-            DecodeMessage::Event(event) => state.handle(event),
+            DecodeMessage::Event(event) => {
+                if let Some((_, step)) = HandOverStep::of_decode(&event) {
+                    state.directory.on_hand_over(step);
+                }
+                state.handle(event);
+            }
             DecodeMessage::Tick => state.tick(),
             DecodeMessage::Poke => {}
         }
@@ -94,7 +100,9 @@ impl DecodeState {
         match effect {
             DecodeEffect::Reserve { lease, request } => {
                 self.port.landing.minted(lease);
-                if !self.port.command(DeviceCommand::Reserve { lease, request }) {
+                // Without a way to its gateway its tokens would be lost; another decode worker may have one.
+                let is_heard = self.directory.reaches_gateway(request.sequence);
+                if !is_heard || !self.port.command(DeviceCommand::Reserve { lease, request }) {
                     self.handle(DecodeEvent::Refused(lease));
                 }
             }

@@ -259,6 +259,11 @@ impl DeviceCore {
         self.queue.len() + self.num_awaiting_lease
     }
 
+    /// Those that it has taken and that are not over.
+    pub fn sequences(&self) -> impl Iterator<Item = SequenceId> + '_ {
+        self.slots.iter().flatten().map(Sequence::id)
+    }
+
     /// Leases in force.
     pub fn num_leases(&self) -> usize {
         self.leases.len()

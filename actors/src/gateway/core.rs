@@ -57,7 +57,9 @@ pub enum Phase {
     Queued,
     /// With a prefill worker; nothing of this attempt has come yet.
     Prefilling,
-    /// Tokens of this attempt have come.
+    /// The first token of this attempt has come, which its prefill worker has drawn: that may still owe the decode worker blocks, and its word.
+    HandingOver,
+    /// Tokens after the first have come: its prefill worker has no part in it any more.
     Decoding,
     /// Its last event is out.
     Over,
@@ -264,8 +266,7 @@ impl StreamCore {
             self.ahead.insert(index, event);
             return if self.ahead.len() > MAX_AHEAD { Verdict::Lost } else { Verdict::Continues };
         }
-        let started = self.phase != Phase::Decoding;
-        self.phase = Phase::Decoding;
+        let started = !matches!(self.phase, Phase::HandingOver | Phase::Decoding);
         self.on_trial = false;
         self.num_deaths = 0;
         self.emit_token(event, now, emit);
@@ -285,6 +286,11 @@ impl StreamCore {
     fn emit_token(&mut self, event: StreamEvent, now: Instant64, emit: &mut Vec<StreamEvent>) {
         if let StreamEvent::Token { token, .. } = event {
             self.request.generated.push(token);
+            self.phase = match self.phase {
+                Phase::Queued | Phase::Prefilling => Phase::HandingOver,
+                Phase::HandingOver | Phase::Decoding => Phase::Decoding,
+                Phase::Over => Phase::Over,
+            };
             self.times.token(now);
             emit.push(event);
         }

@@ -405,7 +405,7 @@ impl Live {
         Kept {
             request: Arc::new(self.core.request().clone()),
             placement: self.placement.filter(|_| self.core.phase() != Phase::Queued),
-            started: self.core.phase() == Phase::Decoding,
+            started: matches!(self.core.phase(), Phase::HandingOver | Phase::Decoding),
             suspect: self.core.is_on_trial(),
         }
     }

@@ -8,7 +8,7 @@ use relevo_wire::{ControlMessage, ControlReply, MAX_CONTROL_BYTES, MessageError}
 use rkyv::rancor::Error as RkyvError;
 use rkyv::util::AlignedVec;
 use subtle::ConstantTimeEq;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::inbound;
@@ -35,6 +35,8 @@ pub(super) struct FacadeArguments {
     /// By which the peer finds it.
     pub(super) group: String,
     pub(super) secret: [u8; SECRET_BYTES],
+    /// Becomes true when the peer can be reached. Nothing is taken of it before: what it wants done would be done, and the answer lost.
+    pub(super) is_reachable: watch::Receiver<bool>,
     /// Told when the peer breaks the rules.
     pub(super) failed: mpsc::Sender<String>,
 }
@@ -70,6 +72,10 @@ impl Actor for FacadeActor {
             metrics::counter!("relevo_messages_refused_total", "reason" => "wrong_secret").increment(1);
             return Ok(());
         };
+        // A link that does not come up ends, and this actor with it.
+        if state.arguments.is_reachable.wait_for(|is_reachable| *is_reachable).await.is_err() {
+            return Ok(());
+        }
         match read(message) {
             Ok(message) => state.take(message, reply).await,
             Err(error) => answer(reply, &state.arguments.forbid("malformed", &error.to_string())),

@@ -13,7 +13,7 @@ use relevo_transport::identity::{Expected, Name};
 use relevo_wire::{Beat, Hello, Instant64, NodeId, Role};
 use rkyv::rancor::Error as RkyvError;
 use rkyv::util::AlignedVec;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::facade::{FacadeActor, FacadeArguments, FacadeMessage};
@@ -102,7 +102,7 @@ struct Link {
     /// By which the peer's facade is found.
     theirs: String,
     since: Instant64,
-    is_reachable: bool,
+    is_reachable: watch::Sender<bool>,
     liveness: Liveness,
     /// When its last heartbeat came.
     heard: Arc<AtomicU64>,
@@ -201,7 +201,7 @@ impl PeerLinkState {
         link.liveness.heard(Instant64(link.heard.load(Ordering::Relaxed)));
         if link.liveness.is_lost(now) {
             self.take_down("it is silent").await;
-        } else if !link.is_reachable && now.since(link.since) >= SESSION_PATIENCE {
+        } else if !*link.is_reachable.borrow() && now.since(link.since) >= SESSION_PATIENCE {
             self.take_down("its session does not begin").await;
         }
     }
@@ -261,12 +261,14 @@ impl PeerLinkState {
         let theirs = group(&peer);
         self.num_links += 1;
         let (failed, failures) = mpsc::channel(1);
+        let (is_reachable, becomes_reachable) = watch::channel(false);
         let sender = Sender { node: self.node, name: peer.clone(), roles: connection.peer().roles };
         let arguments = FacadeArguments {
             directory: Arc::clone(&self.arguments.directory),
             sender,
             group: group(&own),
             secret,
+            is_reachable: becomes_reachable,
             failed: failed.clone(),
         };
         let (facade, _) = Actor::spawn_linked(None, FacadeActor, arguments, self.myself.get_cell()).await?;
@@ -280,7 +282,7 @@ impl PeerLinkState {
             secret,
             theirs: theirs.clone(),
             since: now,
-            is_reachable: false,
+            is_reachable,
             liveness: Liveness::new(TICK, now),
             heard: Arc::new(AtomicU64::new(now.0)),
             failed,
@@ -323,9 +325,9 @@ impl PeerLinkState {
 
     /// The peer's facade: from here on it can be reached.
     fn found(&mut self, group: &str, actors: &[ActorCell]) {
-        let Some(link) = self.link.as_mut().filter(|link| link.theirs == group && !link.is_reachable) else { return };
+        let is_sought = |link: &&mut Link| link.theirs == group && !*link.is_reachable.borrow();
+        let Some(link) = self.link.as_mut().filter(is_sought) else { return };
         let Some(facade) = actors.iter().find(|actor| is_remote(actor)) else { return };
-        link.is_reachable = true;
         let (remote, delivers) = RemoteRef::new(facade.clone().into(), link.secret, link.failed.clone());
         link.tasks.spawn(delivers);
         let (tokens, batches) = mpsc::channel(token_streams::CAPACITY);
@@ -348,6 +350,7 @@ impl PeerLinkState {
         tracing::info!(peer = %peer.name, roles = %peer.roles, incarnation = peer.incarnation, "a link is up");
         directory.peers.insert(Arc::clone(&peer));
         directory.peer_found(&peer);
+        link.is_reachable.send_replace(true);
     }
 
     /// Ends the link: nobody speaks through it any more, then everyone lets go of what hung on it.
@@ -360,7 +363,7 @@ impl PeerLinkState {
         let _ = link.facade.kill_and_wait(Some(FACADE_PATIENCE)).await;
         link.connection.close(reason);
         link.tasks.shutdown().await;
-        if link.is_reachable {
+        if *link.is_reachable.borrow() {
             metrics::counter!("relevo_links_lost_total", "peer" => name.to_string()).increment(1);
             match directory.is_leaving() || reason.contains(GOODBYE) {
                 true => tracing::info!(peer = %name, reason, "a link has ended"),

@@ -6,6 +6,7 @@
 pub mod blocks;
 pub mod eviction;
 pub mod fairness;
+pub mod hand_over;
 pub mod hint_keys;
 pub mod hints;
 pub mod in_hand;

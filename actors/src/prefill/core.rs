@@ -174,6 +174,11 @@ impl PrefillCore {
         self.sequences.is_empty()
     }
 
+    /// They.
+    pub fn sequences(&self) -> impl Iterator<Item = SequenceId> {
+        self.sequences.keys().copied()
+    }
+
     /// Handles one event.
     pub fn handle(&mut self, event: PrefillEvent, now: Instant64, effects: &mut Vec<PrefillEffect>) {
         match event {

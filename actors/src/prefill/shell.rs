@@ -16,6 +16,7 @@ use crate::clock;
 use crate::cluster::{Directory, Ticker};
 use crate::decode::DecodeEvent;
 use crate::device::{DeviceCommand, DevicePort, GrantedLease};
+use crate::policy::hand_over::HandOverStep;
 
 /// How often time alone is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -77,6 +78,9 @@ impl Actor for PrefillActor {
             state.directory.on_message(&state.name);
         }
         if let PrefillMessage::Event(event) = message {
+            if let Some((_, step)) = HandOverStep::of_prefill(&event) {
+                state.directory.on_hand_over(step);
+            }
             state.handle(event);
         }
         Ok(())

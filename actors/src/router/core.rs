@@ -129,12 +129,23 @@ pub enum RouterEffect {
         /// Whom to ask.
         decode: DeviceId,
     },
+    /// Send it again from the start: the only decode worker left is the one that prefills it for another, and waits for a lease.
+    Misplaced {
+        /// It.
+        sequence: SequenceId,
+    },
     /// Tell its client.
     Reject {
         /// It.
         sequence: SequenceId,
         /// Why.
         error: RequestError,
+    },
+    /// Tell the keeper (again) that a node is lost: it may have let go of that node before this router knew, and sequences were placed there in
+    /// between, whose tokens would not get here.
+    NodeLost {
+        /// Which.
+        node: NodeId,
     },
     /// Ask it for all the prefixes that it holds, by [`crate::device::DeviceCommand::TellPrefixes`]. If the wish is lost, it comes again.
     ResyncPrefixes {
@@ -238,6 +249,8 @@ impl RouterCore {
                 if started {
                     self.workers.started(sequence);
                 }
+                // The earlier router may not have known.
+                self.tell_of_lost(BTreeSet::from([prefill.node(), decode.node()]), effects);
             }
             RouterEvent::Started(sequence) => {
                 self.refused.remove(&sequence);
@@ -250,7 +263,8 @@ impl RouterCore {
                 self.ask_for_prefixes(now, effects);
             }
             RouterEvent::Reachable(nodes) => {
-                self.reachable = nodes;
+                let before = std::mem::replace(&mut self.reachable, nodes);
+                self.tell_of_lost(before, effects);
                 self.update_workers();
                 self.ask_for_prefixes(now, effects);
             }
@@ -288,6 +302,11 @@ impl RouterCore {
         let (prefill, decode) = (is_played(DeviceRole::Prefill), is_played(DeviceRole::Decode));
         let workers: Vec<_> = serving.iter().map(|entry| worker(entry, prefill, decode)).collect();
         self.workers.update(&workers);
+    }
+
+    /// Those of them that cannot be reached.
+    fn tell_of_lost(&self, nodes: BTreeSet<NodeId>, effects: &mut Vec<RouterEffect>) {
+        effects.extend(nodes.difference(&self.reachable).map(|&node| RouterEffect::NodeLost { node }));
     }
 
     fn is_reachable(&self, entry: &MapEntry) -> bool {
@@ -418,7 +437,13 @@ impl RouterCore {
                 refusal.by.clear();
                 decode = self.workers.other_decode(sequence, &refusal.by);
             }
-            let Some(decode) = decode else { continue };
+            let Some(decode) = decode else {
+                if self.workers.is_left_alone(sequence) {
+                    refusal.is_waiting = false;
+                    effects.push(RouterEffect::Misplaced { sequence });
+                }
+                continue;
+            };
             refusal.is_waiting = false;
             if let Some(prefill) = self.workers.redirect(sequence, decode) {
                 effects.push(RouterEffect::Redirect { sequence, prefill, decode });

@@ -12,7 +12,7 @@ use super::core::{RouterCore, RouterEffect, RouterEvent, RouterLimits};
 use crate::clock;
 use crate::cluster::{Directory, Ticker};
 use crate::coordinator::ClusterMap;
-use crate::gateway::Placement;
+use crate::gateway::{Loss, Placement};
 use crate::policy::prefix_news::PrefixBatch;
 use crate::prefill::PrefillEvent;
 
@@ -163,9 +163,13 @@ impl RouterState {
                     let _ = self.directory.to_prefill(prefill, PrefillEvent::Redirect { sequence, decode });
                 }
             }
+            RouterEffect::Misplaced { sequence } => {
+                self.directory.keeper.lost(&self.directory, sequence, Loss::Elsewhere);
+            }
             RouterEffect::Reject { sequence, error } => {
                 self.directory.keeper.reject(&self.directory, sequence, error);
             }
+            RouterEffect::NodeLost { node } => self.directory.keeper.node_lost(&self.directory, node),
             RouterEffect::ResyncPrefixes { device } => {
                 // If it is not there, the core will ask again.
                 self.directory.tell_prefixes(device);

@@ -190,6 +190,14 @@ impl Workers {
             .map(|(_, device)| device)
     }
 
+    /// Whether nobody but its prefill worker could decode it, now that others have left or changed their role.
+    pub(super) fn is_left_alone(&self, sequence: SequenceId) -> bool {
+        let Some(in_flight) = self.in_flight.get(&sequence) else { return false };
+        let num_blocks = blocks_needed(&in_flight.request);
+        let mut able = self.facts().filter(|facts| facts.decode && facts.num_blocks >= num_blocks).peekable();
+        able.peek().is_some() && able.all(|facts| facts.device == in_flight.route.prefill)
+    }
+
     /// Whether new work could go to a device without keeping the suspects from theirs: there must be a prefill device to spare.
     pub(super) fn has_room_beside_suspects(&self) -> bool {
         self.facts().filter(|facts| facts.prefill).count() > 1

@@ -186,3 +186,13 @@ fn a_successor_whose_node_has_seen_a_map_outbids_it_though_nobody_speaks() {
     let effects = world.pass(1, |_| None);
     assert!(matches!(&effects[..], [CoordinatorEffect::Publish(map)] if map.term == 2 && map.devices.is_empty()));
 }
+
+#[test]
+fn a_map_that_only_a_node_without_devices_has_seen_is_outbid() {
+    let mut world = World::new();
+    let mut effects = Vec::new();
+    world.core.handle(CoordinatorEvent::MapSeen((1, MapVersion(7))), world.now, &mut effects);
+    assert_eq!(effects, [], "it listens first");
+    let effects = world.pass(7, |_| None);
+    assert!(matches!(&effects[..], [CoordinatorEffect::Publish(map)] if map.term == 2), "{effects:?}");
+}

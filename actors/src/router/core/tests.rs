@@ -77,7 +77,10 @@ fn drive(core: &mut RouterCore, events: Vec<RouterEvent>, now: u64) -> (Vec<u64>
         match effect {
             RouterEffect::Dispatch { request, .. } => outcome.0.push(request.sequence.request.0),
             RouterEffect::Reject { error, .. } => outcome.1.push(error),
-            RouterEffect::Redirect { .. } | RouterEffect::ResyncPrefixes { .. } => {}
+            RouterEffect::Redirect { .. }
+            | RouterEffect::Misplaced { .. }
+            | RouterEffect::NodeLost { .. }
+            | RouterEffect::ResyncPrefixes { .. } => {}
         }
     }
     outcome
@@ -159,6 +162,42 @@ fn a_refused_lease_is_asked_for_elsewhere_and_then_again_after_a_while() {
         }));
     }
     assert_eq!(asked, [(2, 1), (1, 50_000_000)]);
+}
+
+#[test]
+fn a_sequence_whose_only_decode_worker_has_come_to_be_its_prefill_worker_is_sent_again() {
+    let limits = RouterLimits { disaggregate: Disaggregate::Always, ..LIMITS };
+    let mut core = router(limits);
+    let apart = map(1, 1, vec![worker(0, true, true), worker(1, false, true)]);
+    drive(&mut core, vec![apart], 0);
+    let (sequence, route) = (request(1).sequence, route_of(&core, 1));
+    assert_eq!((route.prefill, route.decode), (DeviceId(0), DeviceId(1)));
+    drive(&mut core, vec![submit(1, false)], 0);
+    let flipped = map(1, 2, vec![worker(0, true, true), worker(1, true, false)]);
+    let mut effects = Vec::new();
+    for event in [flipped, RouterEvent::Refused(sequence), RouterEvent::Tick] {
+        core.handle(event, Instant64(0), &mut effects);
+    }
+    let misplaced = effects.iter().filter(|effect| **effect == RouterEffect::Misplaced { sequence });
+    assert_eq!(misplaced.count(), 1, "{effects:?}");
+}
+
+#[test]
+fn the_keeper_is_told_again_of_nodes_that_are_lost_once_nothing_new_goes_there() {
+    let (here, there) = (NodeId(1), NodeId(2));
+    let mut core = router(LIMITS);
+    let mut lost = |event| {
+        let mut effects = Vec::new();
+        core.handle(event, Instant64(0), &mut effects);
+        effects.retain(|effect| *effect == RouterEffect::NodeLost { node: there });
+        effects.len()
+    };
+    assert_eq!(lost(RouterEvent::Reachable(BTreeSet::from([here, there]))), 0);
+    assert_eq!(lost(RouterEvent::Reachable(BTreeSet::from([here]))), 1);
+    assert_eq!(lost(RouterEvent::Reachable(BTreeSet::from([here]))), 0);
+    // The earlier router did not know.
+    let (prefill, decode) = (DeviceId::of(here, 0), DeviceId::of(there, 0));
+    assert_eq!(lost(RouterEvent::Placed { request: request(1), prefill, decode, started: false }), 1);
 }
 
 #[test]
@@ -398,7 +437,10 @@ proptest! {
                         prop_assert!(!*started && route.prefill == prefill);
                         route.decode = decode;
                     }
-                    RouterEffect::ResyncPrefixes { .. } => {}
+                    RouterEffect::Misplaced { sequence } => {
+                        prop_assert!(running.get(&sequence).is_some_and(|(_, started)| !started));
+                    }
+                    RouterEffect::NodeLost { .. } | RouterEffect::ResyncPrefixes { .. } => {}
                 }
             }
             for device in (0..3).map(DeviceId) {
