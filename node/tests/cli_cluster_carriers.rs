@@ -4,10 +4,13 @@
 
 mod program;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use program::local_cluster::{
     World, body, busy_decoder, eventually, is_at_rest, node, pid, prompt, status, stop, stream,
 };
-use program::{Scrape, Server, kill};
+use program::{Scrape, Server, finish, kill, relevo};
 
 const HANDED_OVER: &str = "relevo_kv_bytes_handed_over_total";
 
@@ -182,10 +185,23 @@ fn a_peer_that_shares_no_memory_gets_blocks_by_quic_or_from_those_who_insist_non
     let cluster = world.cluster_by("1p2d", "shm");
     let url = cluster.url.clone();
     world.restart_with(&url, "decode-0", "quic");
-    // Whomever the router chooses first.
-    for _ in 0..4 {
-        assert_eq!(tokens(&url, 40), expected, "the one that shares its memory decodes");
-    }
+    let order = |words: &[&str]| assert!(finish(relevo(words).args(["--url", &url])).status.success());
+    order(&["drain", "decode-1"]);
+    eventually("it drains", || node(&status(&url), "decode-1")["devices"][0]["standing"] == "draining");
+    // Until the map has the one that began anew, prefill-0 decodes for want of another: then one more is asked for.
+    let is_there = Arc::new(AtomicBool::new(false));
+    let asks = std::thread::spawn({
+        let (url, is_there) = (url.clone(), Arc::clone(&is_there));
+        move || {
+            while !is_there.load(Ordering::Relaxed) {
+                assert_eq!(tokens(&url, 40), expected, "one that shares its memory decodes");
+            }
+        }
+    });
+    eventually("blocks find no way", || Scrape::of(&url).sum("relevo_replays_total", "").unwrap_or(0) > 0);
+    is_there.store(true, Ordering::Relaxed);
+    order(&["undrain", "decode-1"]);
+    asks.join().unwrap();
     assert!(world.sent("prefill-0", "shm") > 0);
     assert_eq!(world.sent("prefill-0", "quic"), 0);
     eventually("the cluster is at rest", || is_at_rest(&url, 3));
