@@ -20,13 +20,6 @@ impl World {
         self.cluster_with(shape, &["--carrier", carrier])
     }
 
-    /// The same, in which these things go wrong.
-    fn faulty_cluster_by(&self, shape: &str, carrier: &str, faults: &str) -> Server {
-        let path = self.folder.path().join("faults.toml");
-        std::fs::write(&path, format!("[testing]\nfaults = [{faults}]\n")).unwrap();
-        self.cluster_with(shape, &["--carrier", carrier, "--allow-faults", "--config", path.to_str().unwrap()])
-    }
-
     /// The tokens that one process gives.
     fn expected(&self, num_tokens: u32) -> Vec<String> {
         let alone = self.alone();
@@ -191,7 +184,7 @@ fn a_peer_that_shares_no_memory_gets_blocks_by_quic_or_from_those_who_insist_non
     // Until the map has the one that began anew, prefill-0 decodes for want of another: then one more is asked for.
     let is_there = Arc::new(AtomicBool::new(false));
     let asks = std::thread::spawn({
-        let (url, is_there) = (url.clone(), Arc::clone(&is_there));
+        let (url, is_there, expected) = (url.clone(), Arc::clone(&is_there), expected.clone());
         move || {
             while !is_there.load(Ordering::Relaxed) {
                 assert_eq!(tokens(&url, 40), expected, "one that shares its memory decodes");
@@ -202,7 +195,10 @@ fn a_peer_that_shares_no_memory_gets_blocks_by_quic_or_from_those_who_insist_non
     is_there.store(true, Ordering::Relaxed);
     order(&["undrain", "decode-1"]);
     asks.join().unwrap();
-    assert!(world.sent("prefill-0", "shm") > 0);
+    eventually("blocks go to the one that shares its memory", || {
+        assert_eq!(tokens(&url, 40), expected);
+        world.sent("prefill-0", "shm") > 0
+    });
     assert_eq!(world.sent("prefill-0", "quic"), 0);
     eventually("the cluster is at rest", || is_at_rest(&url, 3));
     let end = cluster.stop("TERM");

@@ -60,6 +60,13 @@ impl World {
         let arguments = ["--local-cluster", shape, "--device", &self.device(), "--disaggregate", "always"];
         Server::start(&[&arguments[..], &["--data-dir", data], further].concat())
     }
+
+    /// A cluster whose blocks travel by that carrier, and in which these things go wrong.
+    pub fn faulty_cluster_by(&self, shape: &str, carrier: &str, faults: &str) -> Server {
+        let path = self.folder.path().join("faults.toml");
+        std::fs::write(&path, format!("[testing]\nfaults = [{faults}]\n")).unwrap();
+        self.cluster_with(shape, &["--carrier", carrier, "--allow-faults", "--config", path.to_str().unwrap()])
+    }
 }
 
 pub fn body(prompt: &str, num_tokens: u32) -> Value {
