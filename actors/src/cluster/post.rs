@@ -194,26 +194,22 @@ impl Directory {
         if self.plays(Role::Coordinator) {
             let _ = self.coordinator.cast(CoordinatorMessage::Node(peer.entry()));
         }
-        self.tell_router_who_is_there();
+        // One that is being restarted looks when it begins.
+        let _ = self.router.cast(RouterMessage::PeersChanged);
     }
 
     /// A peer is gone, with its devices, its gateway and what they wanted.
     pub(crate) fn peer_lost(&self, name: &Name) {
         let node = NodeId::of_name(name.as_str());
         self.links.forget(name);
-        self.tell_router_who_is_there();
+        // One that is being restarted looks when it begins.
+        let _ = self.router.cast(RouterMessage::PeersChanged);
         for port in self.devices.values() {
             let _ = port.prefill.cast(PrefillMessage::Event(PrefillEvent::NodeLost(node)));
             let _ = port.decode.cast(DecodeMessage::Event(DecodeEvent::NodeLost(node)));
             let _ = port.command(DeviceCommand::AbortGateway { gateway: node });
         }
         self.keeper.node_lost(self, node);
-    }
-
-    fn tell_router_who_is_there(&self) {
-        let mut nodes = self.peers.nodes();
-        nodes.insert(self.node);
-        let _ = self.router.cast(RouterMessage::Reachable(nodes));
     }
 
     /// The devices play these roles, as far as they are able to.

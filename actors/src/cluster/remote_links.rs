@@ -129,6 +129,7 @@ impl RemoteLinks {
     ) -> Option<FrameSender> {
         let Opened { sender, region, carried } = opened;
         let key = (from, peer.node);
+        let mut own = None;
         let kept = match self.senders.entry(key) {
             Entry::Occupied(entry) if entry.get().is_usable_for(region.as_ref()) => entry.get().sender.clone(),
             entry => {
@@ -136,6 +137,7 @@ impl RemoteLinks {
                 let mut tasks = self.carried();
                 while tasks.try_join_next().is_some() {}
                 let carries = tasks.spawn(carried);
+                own = Some(carries.id());
                 entry.insert(RemoteLink { sender: sender.clone(), region, carries });
                 sender
             }
@@ -145,7 +147,8 @@ impl RemoteLinks {
             self.troubles.remove(&peer.node);
             return Some(kept);
         }
-        if let Some((_, link)) = self.senders.remove(&key) {
+        // Only this link: there may be one to the peer's next start by now.
+        if let Some((_, link)) = self.senders.remove_if(&key, |_, link| Some(link.carries.id()) == own) {
             link.carries.abort();
         }
         None

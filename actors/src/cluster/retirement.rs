@@ -16,7 +16,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// How long they must have had nothing: a heartbeat says that they drain, a map says so to the gateways, and what was on its way then has come.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// How long the coordinator may take to hear that a device leaves.
+/// How long the coordinator may take to hear that the devices leave.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 impl Directory {
@@ -29,16 +29,20 @@ impl Directory {
         if timeout(patience, self.quiet()).await.is_err() {
             tracing::warn!(?patience, "not all sequences have ended in time: they go on elsewhere");
         }
-        for port in self.devices.values() {
-            self.leave(port.id, port.epoch()).await;
-        }
+        let leave = async {
+            for port in self.devices.values() {
+                self.leave(port.id, port.epoch()).await;
+            }
+        };
+        // Who does not hear it finds out by the end of the link.
+        let _ = timeout(LAST_WORDS, leave).await;
     }
 
     /// A device leaves; the coordinator has heard so when this returns, unless it is slow to.
     async fn leave(&self, device: DeviceId, epoch: Epoch) {
         let _ = self.coordinator.cast(CoordinatorMessage::Left { device, epoch });
         for coordinator in self.peers.playing(Role::Coordinator) {
-            // One that does not hear it finds out by the end of the link.
+            // An answer that does not come is no reason to stay.
             let _ = coordinator.remote.ask(&ControlMessage::Left(device, epoch), LAST_WORDS).await;
         }
     }

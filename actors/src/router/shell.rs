@@ -1,12 +1,11 @@
 //! The router's actor: carries out what [`RouterCore`] decides.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use ractor_cluster::RactorMessage;
-use relevo_wire::{DeviceId, Epoch, GenerateRequest, NodeId, SequenceId};
+use relevo_wire::{DeviceId, Epoch, GenerateRequest, SequenceId};
 
 use super::core::{RouterCore, RouterEffect, RouterEvent, RouterLimits};
 use crate::clock;
@@ -45,8 +44,8 @@ pub(crate) enum RouterMessage {
     Refused(SequenceId),
     /// Nobody was there to take it.
     Undelivered(SequenceId),
-    /// These nodes can be reached, and no others.
-    Reachable(BTreeSet<NodeId>),
+    /// Other nodes can be reached than before. It looks itself, so that of two such messages the later one need not be the newer.
+    PeersChanged,
     /// A device's prefix cache has changed.
     PrefixChanged {
         /// Whose.
@@ -93,9 +92,7 @@ impl Actor for RouterActor {
         let mut state = RouterState { directory, core, undelivered: Vec::new(), _ticker: ticker };
         // From here on new streams reach this mailbox; those from before are in the snapshot, some are in both.
         state.directory.router.set(myself);
-        let mut reachable = state.directory.peers.nodes();
-        reachable.insert(state.directory.node);
-        state.handle(RouterEvent::Reachable(reachable));
+        state.look_who_is_there();
         state.handle(RouterEvent::Map(state.directory.map()));
         state.restore();
         Ok(state)
@@ -121,7 +118,7 @@ impl Actor for RouterActor {
             RouterMessage::Started(sequence) => state.handle(RouterEvent::Started(sequence)),
             RouterMessage::Refused(sequence) => state.handle(RouterEvent::Refused(sequence)),
             RouterMessage::Undelivered(sequence) => state.undelivered(sequence),
-            RouterMessage::Reachable(nodes) => state.handle(RouterEvent::Reachable(nodes)),
+            RouterMessage::PeersChanged => state.look_who_is_there(),
             RouterMessage::PrefixChanged { device, epoch, batch } => {
                 state.handle(RouterEvent::PrefixChanged { device, epoch, batch });
             }
@@ -134,6 +131,12 @@ impl Actor for RouterActor {
 }
 
 impl RouterState {
+    fn look_who_is_there(&mut self) {
+        let mut reachable = self.directory.peers.nodes();
+        reachable.insert(self.directory.node);
+        self.handle(RouterEvent::Reachable(reachable));
+    }
+
     fn handle(&mut self, event: RouterEvent) {
         let mut effects = Vec::new();
         self.core.handle(event, clock::now(), &mut effects);

@@ -140,13 +140,7 @@ pub enum Failure {
 impl Failure {
     /// The whole of it in one line: each reason after what it is the reason of.
     pub fn one_line(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(inner) = cause {
-            text += &format!(": {inner}");
-            cause = inner.source();
-        }
-        text
+        one_line(self)
     }
 
     /// What the process answers to its caller.
@@ -160,6 +154,12 @@ impl Failure {
             _ => ExitCode::FAILURE,
         }
     }
+}
+
+/// An error in one line: each reason after what it is the reason of.
+pub fn one_line(error: &dyn std::error::Error) -> String {
+    let reasons = std::iter::successors(error.source(), |error| error.source());
+    reasons.fold(error.to_string(), |text, reason| format!("{text}: {reason}"))
 }
 
 fn suggestion(nearest: &Option<String>) -> String {

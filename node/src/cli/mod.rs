@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 
 pub use byte_size::{ByteSize, ByteSizeError};
-pub use failure::Failure;
+pub use failure::{Failure, one_line};
 pub use nearest::nearest;
 
 use crate::config::LogFormat;

@@ -209,7 +209,9 @@ impl Collector {
     ) {
         loop {
             report(queue);
-            match self.send(batch).await {
+            // What is on its way when the process stops is sent once more with its last words: it has the same ids then.
+            let Some(sent) = stop.run_until_cancelled(self.send(batch)).await else { return };
+            match sent {
                 Ok(num_rejected) => {
                     metrics::counter!("relevo_spans_exported_total").increment((batch.len() - num_rejected) as u64);
                     dropped("refused", num_rejected);

@@ -9,7 +9,7 @@ use relevo_actors::cluster::{Cluster, Renewer};
 use relevo_transport::identity::{Authority, LiveIdentity, Moment, PeerIdentity, Renewal};
 use relevo_wire::Instant64;
 
-use crate::cli::Failure;
+use crate::cli::{Failure, one_line};
 use crate::wall_clock;
 
 /// How often a node looks whether its folder holds another certificate or revocation list, and whether it is time for the next one.
@@ -89,20 +89,14 @@ fn part_from_revoked(identity: &LiveIdentity, cluster: &Cluster) {
 }
 
 async fn renew(identity: &LiveIdentity, cluster: &Cluster) -> Result<(), String> {
-    let (renewal, request) = Renewal::begin(identity).map_err(|error| described(&error))?;
+    let (renewal, request) = Renewal::begin(identity).map_err(|error| one_line(&error))?;
     let renewed = cluster.renew(identity.own(), request).await?;
     // It waits for the disk.
     let finished = tokio::task::spawn_blocking(move || renewal.finish(&renewed)).await;
-    finished.map_err(|error| described(&error))?.map_err(|error| described(&error))?;
+    finished.map_err(|error| one_line(&error))?.map_err(|error| one_line(&error))?;
     tracing::info!(ends = %identity.present().validity().not_after, "the node has its next certificate");
     part_from_revoked(identity, cluster);
     Ok(())
-}
-
-/// An error with what lies behind it.
-fn described(error: &dyn std::error::Error) -> String {
-    let sources = std::iter::successors(error.source(), |error| error.source());
-    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
 fn now() -> Moment {

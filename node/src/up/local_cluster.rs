@@ -196,9 +196,8 @@ async fn serve(cluster: &LocalCluster<'_>, folder: &Path, stop: CancellationToke
     let readiness = async {
         wait_until_ready(&api, config).await?;
         let title = title_of(&title, shape);
-        service_manager::ready();
         terminal::print(screen(&api, &title, &workers, &pids.now(), Style::of_stdout()))?;
-        std::future::pending::<()>().await;
+        service_manager::keep_alive().await;
         Ok::<(), Failure>(())
     };
     tokio::select! {

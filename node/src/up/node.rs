@@ -237,10 +237,12 @@ async fn live(
         let max_context = tokio::select! {
             max_context = wait_until_it_serves(&cluster, config.node.expected_devices as usize) => max_context,
             () = stop.cancelled() => 0,
+            // The door is closed by it.
+            () = cluster.failed() => 0,
         };
         let max_context =
             config.model.max_context_tokens.map_or(max_context, |tokens| max_context.min(tokens as usize));
-        if !stop.is_cancelled() {
+        if max_context > 0 {
             door.serve(&cluster, facade, max_context);
         }
     }

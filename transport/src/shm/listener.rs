@@ -166,6 +166,10 @@ impl ShmListener {
         });
         let (Guest { peer, parted }, memory, sink) = match wanted {
             Ok(wanted) => wanted,
+            // It has changed its mind, as when two links to here came about at a time.
+            Err(NotLetIn::Greeting(GreetingError::Cut)) => {
+                return tracing::debug!("a peer has gone before it was let in");
+            }
             Err(error) => {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::warn!(%error, source, "a peer was refused");

@@ -8,8 +8,8 @@
 //! The one copy goes from the sender's pool to where the sink wants the block, through a buffer that stays in the processor's cache: the checksum is
 //! that of what was copied, whatever the sender does to its memory meanwhile. The sender's blocks stay pinned until their frame is answered.
 //!
-//! **Invariant:** nothing that a peer says is believed before it is checked, and nothing that it does to its memory is noticed by others: a file that
-//! could be cut short under a reader is refused, a place outside of it ends the connection, and no other connection notices.
+//! **Invariant:** nothing that a peer says is believed before it is checked: a file that could be cut short under a reader is refused, a place outside
+//! of it ends the connection, and no other connection notices.
 
 #[allow(clippy::duplicate_mod, reason = "both carriers give the same answers, and neither is built upon the other")]
 #[path = "../quic/answer.rs"]

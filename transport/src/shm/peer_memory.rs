@@ -4,7 +4,8 @@
 //! them: they are copied out by atomic loads of a word, which are defined whatever others do, and all that is decided about them (is this
 //! the block that was announced?) is decided on the copy.
 //!
-//! The map cannot fault: the file is of the kind whose pages the system can always make, and its seals keep it from being cut short.
+//! Its seals keep the file from being cut short under a reader. Pages that its owner has not written, or gives back, the system makes when they are
+//! read: a hostile process of the same user can so take memory that this one pays for, as it could by other means.
 
 #![allow(unsafe_code, reason = "memory of another process is read in place")]
 

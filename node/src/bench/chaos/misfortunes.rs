@@ -62,6 +62,8 @@ pub(super) struct Strike {
     pub(super) kind: Kind,
     pub(super) worker: String,
     pub(super) at: Instant64,
+    /// When the cluster was whole again.
+    pub(super) until: Instant64,
 }
 
 /// Draws them by seed.
@@ -78,7 +80,7 @@ impl Misfortunes {
     }
 
     /// Lets something happen to this worker, and returns when it is over.
-    pub(super) async fn strike(&mut self, worker: &Worker) -> Result<Strike, Failure> {
+    pub(super) async fn strike(&mut self, worker: &Worker) -> Result<Kind, Failure> {
         let kind = self.draw();
         match kind {
             Kind::Killed => signal(worker, Signal::KILL),
@@ -87,7 +89,7 @@ impl Misfortunes {
             Kind::Stopped => stop_for(worker, self.absence()).await,
             Kind::CutOff | Kind::Deaf | Kind::Mute => self.cut(worker, kind).await?,
         }
-        Ok(Strike { kind, worker: worker.name.clone(), at: Instant64::default() })
+        Ok(kind)
     }
 
     fn draw(&mut self) -> Kind {

@@ -29,6 +29,9 @@ const NUM_VARIANTS: u64 = 48;
 /// How long a cluster may take to be whole again after a misfortune, and to be at rest at the end.
 const RECOVERY: Duration = Duration::from_secs(20);
 
+/// How long it may take until what happened shows in the status.
+const SHOWS: Duration = Duration::from_millis(700);
+
 /// Arguments of `relevo bench chaos`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(
@@ -143,8 +146,11 @@ async fn break_things(
             continue;
         };
         let victim = &workers[random.below(workers.len() as u64) as usize];
-        let strike = Strike { at: clock::now(), ..misfortunes.strike(victim).await? };
-        witnessed.strikes.push(strike);
+        let at = clock::now();
+        let kind = misfortunes.strike(victim).await?;
+        tokio::time::sleep(SHOWS).await;
+        witnessed.not_whole += u64::from(subject.whole(RECOVERY).await.is_none());
+        witnessed.strikes.push(Strike { kind, worker: victim.name.clone(), at, until: clock::now() });
         progress.inc(1);
     }
 }

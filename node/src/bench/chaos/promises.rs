@@ -29,7 +29,7 @@ pub(super) struct Witnessed {
     pub(super) outcomes: Vec<Outcome>,
     pub(super) at_rest: bool,
     pub(super) leftovers: u64,
-    pub(super) contradictions: u64,
+    pub(super) contradictions: Option<u64>,
     /// Lines of level error, of any process.
     pub(super) errors: Vec<String>,
     /// Of the gateway.
@@ -50,7 +50,7 @@ pub(super) struct Report {
     failed: usize,
     wrong: usize,
     contradicted_tokens: u64,
-    /// Requests that were open when something happened.
+    /// Requests that were open from when something happened until the cluster was whole again.
     struck: usize,
     ttft_ms: Option<Percentiles>,
     /// To the first token of a long prompt that nothing happened to: what prefilling again takes, waiting included.
@@ -72,14 +72,17 @@ pub(super) struct Report {
 struct Struck {
     /// Since the load began.
     at_s: f64,
+    /// Until the cluster was whole again.
+    whole_again_s: f64,
     worker: String,
     kind: Kind,
 }
 
 impl Struck {
     fn of(strike: &Strike, began: Instant64) -> Self {
-        let at_s = (strike.at.since(began).as_secs_f64() * 1e3).round() / 1e3;
-        Self { at_s, worker: strike.worker.clone(), kind: strike.kind }
+        let seconds = |span: Duration| (span.as_secs_f64() * 1e3).round() / 1e3;
+        let (at_s, whole_again_s) = (seconds(strike.at.since(began)), seconds(strike.until.since(strike.at)));
+        Self { at_s, whole_again_s, worker: strike.worker.clone(), kind: strike.kind }
     }
 }
 
@@ -88,7 +91,7 @@ impl Report {
         let outcomes = &witnessed.outcomes;
         let count = |is_it: fn(&End) -> bool| outcomes.iter().filter(|outcome| is_it(&outcome.end)).count();
         let is_struck = |outcome: &&Outcome| {
-            witnessed.strikes.iter().any(|strike| outcome.sent <= strike.at && strike.at <= outcome.ended)
+            witnessed.strikes.iter().any(|strike| outcome.sent <= strike.until && strike.at <= outcome.ended)
         };
         let struck: Vec<_> = outcomes.iter().filter(is_struck).collect();
         let undisturbed: Vec<_> = outcomes.iter().filter(|outcome| !is_struck(outcome)).collect();
@@ -109,7 +112,7 @@ impl Report {
             refused: count(|end| *end == End::Refused),
             failed: count(|end| matches!(end, End::Failed(_))),
             wrong: count(|end| matches!(end, End::Wrong(_))),
-            contradicted_tokens: witnessed.contradictions,
+            contradicted_tokens: witnessed.contradictions.unwrap_or(0),
             struck: struck.len(),
             ttft_ms: Percentiles::of(outcomes.iter().filter_map(|outcome| outcome.ttft).collect()),
             undisturbed_long_ttft_ms,
@@ -137,6 +140,7 @@ impl Report {
             (witnessed.strikes.is_empty(), "nothing happened to any worker".to_owned()),
             (self.failed > 0, format!("{} accepted requests failed", self.failed)),
             (self.wrong > 0, format!("{} answers differ from the single process's", self.wrong)),
+            (witnessed.contradictions.is_none(), "the gateway's metrics cannot be read".to_owned()),
             (self.contradicted_tokens > 0, format!("{} tokens of replays differ", self.contradicted_tokens)),
             (gap > self.gap_limit_ms, format!("pauses: p99 is {gap} ms, promised are {} ms", self.gap_limit_ms)),
             (witnessed.not_whole > 0, format!("{} times the cluster was not whole again in time", witnessed.not_whole)),
@@ -268,10 +272,10 @@ mod tests {
     }
 
     fn kept() -> Witnessed {
-        let strike = Strike { kind: Kind::Killed, worker: "decode-0".to_owned(), at: at(250) };
+        let strike = Strike { kind: Kind::Killed, worker: "decode-0".to_owned(), at: at(250), until: at(800) };
         let outcomes =
             vec![outcome(End::Complete, 0, 900), outcome(End::Aborted, 1000, 21), outcome(End::Refused, 1, 0)];
-        Witnessed { strikes: vec![strike], outcomes, at_rest: true, ..Witnessed::default() }
+        Witnessed { strikes: vec![strike], outcomes, at_rest: true, contradictions: Some(0), ..Witnessed::default() }
     }
 
     #[test]
@@ -285,11 +289,12 @@ mod tests {
     fn each_promise_that_is_broken_is_named() {
         let gap = outcome(End::Complete, 0, 1500);
         type Break = fn(&mut Witnessed, Outcome);
-        let breaks: [(&str, Break); 9] = [
+        let breaks: [(&str, Break); 10] = [
+            ("cannot be read", |seen, _| seen.contradictions = None),
             ("errors were logged", |seen, _| seen.errors.push("x".to_owned())),
             ("failed", |seen, _| seen.outcomes.push(outcome(End::Failed("x".to_owned()), 0, 0))),
             ("differ from", |seen, _| seen.outcomes.push(outcome(End::Wrong("x".to_owned()), 0, 0))),
-            ("replays differ", |seen, _| seen.contradictions = 1),
+            ("replays differ", |seen, _| seen.contradictions = Some(1)),
             ("p99 is", |seen, gap| seen.outcomes = vec![gap]),
             ("not whole", |seen, _| seen.not_whole = 1),
             ("left over", |seen, _| seen.at_rest = false),

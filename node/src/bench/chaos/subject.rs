@@ -203,12 +203,12 @@ impl Subject {
         self.status().await.map_or(u64::MAX, |status| held(&status))
     }
 
-    /// Tokens of a replay that differed from those sent before.
-    pub(super) async fn contradictions(&self) -> u64 {
-        let metrics = self.client.get_text("/metrics").await.unwrap_or_default();
+    /// Tokens of a replay that differed from those sent before; nothing if they cannot be counted.
+    pub(super) async fn contradictions(&self) -> Option<u64> {
+        let metrics = self.client.get_text("/metrics").await.ok()?;
         let value =
             |line: &str| line.strip_prefix("relevo_contradicted_tokens_total ").and_then(|value| value.parse().ok());
-        metrics.lines().find_map(value).unwrap_or(0)
+        Some(metrics.lines().find_map(value).unwrap_or(0))
     }
 
     /// The gateway's memory of its own, in KiB; 0 if it cannot be told.
