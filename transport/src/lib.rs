@@ -16,6 +16,7 @@
 
 pub mod identity;
 
+mod answer;
 mod crypto;
 mod frame;
 mod link;

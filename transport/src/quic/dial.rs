@@ -8,8 +8,8 @@ use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::answer::{self, ANSWER_BYTES};
 use super::prefix::Prefix;
+use crate::answer::{self, ANSWER_BYTES};
 use crate::frame::Frame;
 use crate::link::{Delivery, PendingAnswer, PushError};
 

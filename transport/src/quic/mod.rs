@@ -7,7 +7,6 @@
 //! **Invariant:** nothing that a peer says is believed before it is checked: no allocation is larger than a header may be, a frame that does not
 //! come within its time or cannot be told from the next ends its connection, and no other connection notices.
 
-mod answer;
 mod control;
 mod dial;
 mod endpoint;

@@ -9,8 +9,8 @@ use rkyv::util::AlignedVec;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::answer;
 use super::prefix::{PREFIX_BYTES, Prefix};
+use crate::answer;
 use crate::link::PushError;
 use crate::receive::{FrameArrival, FrameSink};
 

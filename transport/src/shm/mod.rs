@@ -11,9 +11,6 @@
 //! **Invariant:** nothing that a peer says is believed before it is checked: a file that could be cut short under a reader is refused, a place outside
 //! of it ends the connection, and no other connection notices.
 
-#[allow(clippy::duplicate_mod, reason = "both carriers give the same answers, and neither is built upon the other")]
-#[path = "../quic/answer.rs"]
-mod answer;
 mod frame_head;
 mod greeting;
 mod guests;

@@ -12,9 +12,9 @@ use tokio::net::unix::OwnedReadHalf;
 use tokio::task::coop::consume_budget;
 use tokio::time::timeout;
 
-use super::answer;
 use super::frame_head::{self, LENGTHS_BYTES, Lengths, PLACE_BYTES, Place};
 use super::peer_memory::PeerMemory;
+use crate::answer;
 use crate::link::PushError;
 use crate::receive::{FrameArrival, FrameSink, FrameWriter};
 

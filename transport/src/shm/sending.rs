@@ -13,10 +13,10 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::answer::{self, ANSWER_BYTES};
 use super::listener::ShmAddress;
 use super::ticket::Ticket;
 use super::{frame_head, greeting};
+use crate::answer::{self, ANSWER_BYTES};
 use crate::link::{Delivery, FrameSender, PendingAnswer, PushError, link};
 use crate::quic::Patience;
 

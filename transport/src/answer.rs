@@ -6,13 +6,13 @@ use relevo_wire::FrameError;
 use crate::link::PushError;
 
 /// Length of an answer.
-pub(super) const ANSWER_BYTES: usize = 32;
+pub(crate) const ANSWER_BYTES: usize = 32;
 
 /// What stands for the text of a malformed header, which stays with the peer who read it.
 const MALFORMED_AT_PEER: &str = "as its receiver found";
 
 /// An answer as bytes.
-pub(super) fn to_bytes(answer: &Result<(), PushError>) -> [u8; ANSWER_BYTES] {
+pub(crate) fn to_bytes(answer: &Result<(), PushError>) -> [u8; ANSWER_BYTES] {
     let (kind, figures) = match answer {
         Ok(()) => (0, [0; 3]),
         // The last two arise at a link's own end, and no receiver answers so.
@@ -44,7 +44,7 @@ fn malformed(error: &FrameError) -> (u8, [usize; 3]) {
 }
 
 /// The answer that a peer gave; `None` if it is none.
-pub(super) fn from_bytes(bytes: &[u8; ANSWER_BYTES]) -> Option<Result<(), PushError>> {
+pub(crate) fn from_bytes(bytes: &[u8; ANSWER_BYTES]) -> Option<Result<(), PushError>> {
     let mut figures = bytes[8..].chunks_exact(8).map(|figure| {
         let figure = figure.try_into().map(u64::from_le_bytes).ok();
         figure.and_then(|figure| usize::try_from(figure).ok())
