@@ -126,9 +126,6 @@ pub enum Failure {
     /// What was put to the test did not do as is promised.
     #[error("{0}")]
     Promise(String),
-    /// A process that did the work has said why.
-    #[error("it failed with exit code {0}")]
-    Reported(u8),
     /// The reader of stdout has gone: nobody is left to tell.
     #[error("stdout is closed")]
     OutputClosed(#[from] io::Error),
@@ -150,7 +147,6 @@ impl Failure {
             Self::Interrupted => ExitCode::from(130),
             Self::OutputClosed(_) => ExitCode::SUCCESS,
             Self::ApiKeys { .. } | Self::Serve(ServeError::OpenDoor(_)) => ExitCode::from(2),
-            Self::Reported(code) => ExitCode::from(*code),
             _ => ExitCode::FAILURE,
         }
     }

@@ -89,7 +89,7 @@ pub fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            if !matches!(failure, Failure::OutputClosed(_) | Failure::Reported(_)) {
+            if !matches!(failure, Failure::OutputClosed(_)) {
                 terminal::say(format!("relevo: {}", failure.one_line()));
             }
             failure.exit_code()

@@ -38,7 +38,7 @@ const GATEWAY: &str = "gateway";
 
 /// Which workers a local cluster has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Shape(Vec<Group>);
+pub(crate) struct Shape(Vec<Group>);
 
 /// So many workers of the same roles.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ struct Group {
 #[error(
     "`{text}` is no shape of a cluster ({reason}), expected counts with roles such as 2p2d (2 prefill, 2 decode) or 2pd (2 that do both)"
 )]
-pub(super) struct BadShape {
+pub(crate) struct BadShape {
     text: String,
     reason: String,
 }
@@ -112,7 +112,8 @@ impl fmt::Display for Shape {
 }
 
 impl Shape {
-    fn num_workers(&self) -> usize {
+    /// How many there are.
+    pub(crate) fn num_workers(&self) -> usize {
         self.0.iter().map(|group| group.num_workers).sum()
     }
 

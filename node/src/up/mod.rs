@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use banner::Banner;
 use facade::Source;
 use local_cluster::LocalCluster;
+pub(crate) use local_cluster::Shape;
 pub(crate) use machine::Machine;
 pub use node::{NodeArgs, run as run_node};
 pub(crate) use scripts::Scripts;

@@ -21,7 +21,9 @@ use self::subject::Subject;
 use self::workload::{Load, Variant};
 use super::random::SplitMix64;
 use crate::cli::Failure;
+use crate::config::DeviceKind;
 use crate::terminal;
+use crate::up::Shape;
 
 /// Different requests of a run: the expected answer of each is computed once.
 const NUM_VARIANTS: u64 = 48;
@@ -40,10 +42,10 @@ const SHOWS: Duration = Duration::from_millis(700);
 pub struct ChaosArgs {
     /// The cluster's processes, as for `relevo up`
     #[arg(long, default_value = "2p2d", value_name = "SHAPE")]
-    local_cluster: String,
+    local_cluster: Shape,
     /// What computes [default: a scripted device of large blocks]
-    #[arg(long, value_name = "KIND")]
-    device: Option<String>,
+    #[arg(long, value_name = "cpu|scripted:FILE")]
+    device: Option<DeviceKind>,
     /// The model, where the device is no script
     #[arg(long, value_name = "NAME", requires = "device")]
     model: Option<String>,
@@ -76,7 +78,6 @@ pub struct ChaosArgs {
 /// The cluster does not start, or a promise is broken.
 pub(super) async fn run(args: &ChaosArgs) -> Result<(), Failure> {
     let network = match namespace::enter(args.in_namespace).await? {
-        namespace::Entered::Ended(ended) => return ended,
         namespace::Entered::Inside(network) => Some(network),
         namespace::Entered::Not(reason) => {
             terminal::say(format!("no worker is cut off the network: {reason}"));

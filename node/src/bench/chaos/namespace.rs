@@ -1,6 +1,7 @@
 //! A network namespace for the run: its loopback is cut by nft without anybody else noticing.
 
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
 use rustix::process::geteuid;
@@ -13,8 +14,6 @@ use crate::cli::Failure;
 pub(super) enum Entered {
     /// It is.
     Inside(Network),
-    /// Another process was, and has ended.
-    Ended(Result<(), Failure>),
     /// It is not, for this reason.
     Not(String),
 }
@@ -31,14 +30,14 @@ pub(super) enum Direction {
     From,
 }
 
-/// Goes on in a new network namespace, if this user may make one.
+/// Goes on in a new network namespace, if this user may make one: this process then begins anew there, with the same arguments and one more.
 pub(super) async fn enter(is_inside: bool) -> Result<Entered, Failure> {
     if is_inside {
         let network = Network::open().await.map_err(|source| failed("cannot use nft", source))?;
         return Ok(Entered::Inside(network));
     }
     let reason = match (succeeds("unshare", &namespace_flags(), &["true"]).await, has("nft").await) {
-        (true, true) => return Ok(Entered::Ended(run_inside().await)),
+        (true, true) => return Err(failed("cannot begin anew in a network namespace", begin_anew())),
         (false, _) => "this user may not make a network namespace (unshare --net)",
         (_, false) => "nft is not installed",
     };
@@ -50,17 +49,15 @@ fn namespace_flags() -> Vec<&'static str> {
     if geteuid().is_root() { vec!["--net"] } else { vec!["--net", "--map-root-user"] }
 }
 
-async fn run_inside() -> Result<(), Failure> {
-    let started = |source| failed("cannot start anew in a network namespace", source);
-    let program = std::env::current_exe().map_err(started)?;
-    let mut command = Command::new("unshare");
+/// Returns only if it fails.
+fn begin_anew() -> io::Error {
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(error) => return error,
+    };
+    let mut command = std::process::Command::new("unshare");
     command.args(namespace_flags()).arg(program).args(std::env::args_os().skip(1)).arg("--in-namespace");
-    let status = command.kill_on_drop(true).status().await.map_err(started)?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(Failure::Reported(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
-    }
+    command.exec()
 }
 
 async fn succeeds(program: &str, flags: &[&str], arguments: &[&str]) -> bool {

@@ -102,7 +102,7 @@ impl Report {
         let undisturbed_long_ttft_ms = Percentiles::of(long_ttft.collect());
         let struck_gaps = gaps(&struck);
         let mut report = Self {
-            shape: args.local_cluster.clone(),
+            shape: args.local_cluster.to_string(),
             duration_s: round(witnessed.duration.as_secs_f64()),
             has_partitions: witnessed.has_partitions,
             misfortunes: count_kinds(&witnessed.strikes),

@@ -64,6 +64,13 @@ impl Folder {
         log.lines().filter(|line| line.contains(" ERROR ")).map(str::to_owned).collect()
     }
 
+    /// Why `relevo up` does not come to serve: what it said last.
+    fn no_start(&self) -> Failure {
+        let log = std::fs::read_to_string(self.path.join(LOG)).unwrap_or_default();
+        let reason = log.lines().rfind(|line| !line.is_empty()).unwrap_or("it says nothing");
+        Failure::Promise(format!("relevo up does not come to serve: {reason}"))
+    }
+
     /// Leaves the log behind, and says where.
     pub(super) fn keep(&self) {
         self.keep.set(true);
@@ -82,7 +89,7 @@ impl Drop for Folder {
 /// What computes: as it was asked for, else a script of ours.
 pub(super) fn device(args: &ChaosArgs, folder: &Folder) -> Result<String, Failure> {
     if let Some(device) = &args.device {
-        return Ok(device.clone());
+        return Ok(String::from(device.clone()));
     }
     let path = folder.path().join("script.toml");
     std::fs::write(&path, SCRIPT).map_err(|source| failed("cannot write the script", source))?;
@@ -109,26 +116,20 @@ pub(super) struct Subject {
 impl Subject {
     /// One process.
     pub(super) async fn alone(args: &ChaosArgs, device: &str, folder: &Folder) -> Result<Self, Failure> {
-        Self::start(args, device, &[], "1pd", folder).await
+        Self::start(args, device, &[], folder).await
     }
 
     /// Many.
     pub(super) async fn cluster(args: &ChaosArgs, device: &str, folder: &Folder) -> Result<Self, Failure> {
         let data = folder.path().display().to_string();
-        let shape = args.local_cluster.as_str();
+        let shape = args.local_cluster.to_string();
         // A model lies where models lie.
         let data = if args.model.is_some() { vec![] } else { vec!["--data-dir", &data] };
-        let flags = [&["--local-cluster", shape, "--disaggregate", "always"][..], &data].concat();
-        Self::start(args, device, &flags, shape, folder).await
+        let flags = [&["--local-cluster", &shape, "--disaggregate", "always"][..], &data].concat();
+        Self::start(args, device, &flags, folder).await
     }
 
-    async fn start(
-        args: &ChaosArgs,
-        device: &str,
-        flags: &[&str],
-        shape: &str,
-        folder: &Folder,
-    ) -> Result<Self, Failure> {
+    async fn start(args: &ChaosArgs, device: &str, flags: &[&str], folder: &Folder) -> Result<Self, Failure> {
         let started = |source| failed("cannot start relevo up", source);
         let program = std::env::current_exe().map_err(started)?;
         let mut command = Command::new(program);
@@ -151,14 +152,16 @@ impl Subject {
             }
         };
         let address = timeout(START_PATIENCE, address).await.ok().flatten();
-        let (address, mut lines) =
-            address.ok_or_else(|| Failure::Promise("relevo up does not come to serve".to_owned()))?;
+        let (address, mut lines) = address.ok_or_else(|| folder.no_start())?;
         // Somebody must read on, else it would wait for us.
         let mut output = JoinSet::new();
         output.spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        let num_workers =
-            shape.split(|letter: char| !letter.is_ascii_digit()).filter_map(|count| count.parse::<usize>().ok()).sum();
-        Ok(Self { child, client: ApiClient::new(&address, None)?, num_workers, _output: output })
+        Ok(Self {
+            child,
+            client: ApiClient::new(&address, None)?,
+            num_workers: args.local_cluster.num_workers(),
+            _output: output,
+        })
     }
 
     pub(super) fn client(&self) -> &ApiClient {
