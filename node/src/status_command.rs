@@ -1,12 +1,11 @@
 //! `relevo status`: what a running server says of itself, as a tree or as JSON.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use relevo_actors::status::{ActorStatus, ClusterStatus, DeviceStatus, LinkStatus};
 
 use crate::cli::Failure;
-use crate::http_client::ApiClient;
+use crate::http_client::ServerArgs;
 use crate::terminal::{self, Style};
 
 /// Where a server tells it.
@@ -15,12 +14,8 @@ pub const STATUS_PATH: &str = "/relevo/status";
 /// Arguments of `relevo status`.
 #[derive(Debug, clap::Args)]
 pub struct StatusArgs {
-    /// The server
-    #[arg(long, default_value = "http://127.0.0.1:8080")]
-    url: String,
-    /// A file whose first line is an API key
-    #[arg(long, value_name = "FILE")]
-    api_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    server: ServerArgs,
     /// Print the server's own JSON
     #[arg(long)]
     json: bool,
@@ -40,7 +35,7 @@ const CLEAR: &str = "\x1b[H\x1b[J";
 /// # Errors
 /// See [`Failure`].
 pub async fn run(args: &StatusArgs) -> Result<(), Failure> {
-    let client = ApiClient::new(&args.url, args.api_key_file.as_deref())?;
+    let client = args.server.client()?;
     if args.json {
         let status: serde_json::Value = client.get(STATUS_PATH).await?;
         return Ok(terminal::print(status)?);

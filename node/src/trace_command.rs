@@ -1,11 +1,9 @@
 //! `relevo trace REQUEST`: what was done for a request on all nodes, as a tree with times or as JSON.
 
-use std::path::PathBuf;
-
 use relevo_actors::traces::{AskedNode, FieldValue, PlacedSpan, RequestTrace};
 
 use crate::cli::Failure;
-use crate::http_client::ApiClient;
+use crate::http_client::ServerArgs;
 use crate::terminal::{self, Style};
 
 /// Where a gateway tells it, before the request's id.
@@ -17,12 +15,8 @@ pub struct TraceArgs {
     /// The id of its answer (chatcmpl-…, cmpl-…), its x-request-id, or its id within the cluster (request-…, as logs have it)
     #[arg(value_parser = request_id)]
     request: String,
-    /// The gateway that answered it, on a loopback address
-    #[arg(long, default_value = "http://127.0.0.1:8080")]
-    url: String,
-    /// A file whose first line is an API key
-    #[arg(long, value_name = "FILE")]
-    api_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    server: ServerArgs,
     /// Print the server's own JSON
     #[arg(long)]
     json: bool,
@@ -42,7 +36,7 @@ fn request_id(text: &str) -> Result<String, String> {
 /// # Errors
 /// See [`Failure`].
 pub async fn run(args: &TraceArgs) -> Result<(), Failure> {
-    let client = ApiClient::new(&args.url, args.api_key_file.as_deref())?;
+    let client = args.server.client()?;
     let path = format!("{TRACE_PATH}{}", args.request);
     if args.json {
         let trace: serde_json::Value = client.get(&path).await?;

@@ -1,6 +1,7 @@
 //! A small client of OpenAI-compatible servers, for `chat`, `status` and `bench serve`, and of trace collectors.
 
 mod event_stream;
+mod server_args;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use hyper_util::rt::TokioExecutor;
 use serde::de::DeserializeOwned;
 
 pub use event_stream::{EventParser, EventStream, EventStreamError};
+pub use server_args::ServerArgs;
 
 /// How long a connection may take to come about.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);

@@ -23,7 +23,7 @@ use super::recorder::recent;
 use crate::config::Traces;
 use crate::http_client::{ApiClient, ClientError};
 
-/// Spans that wait to be sent: a second's of a thousand requests, 4 MiB.
+/// Spans that wait to be sent: a second's of a thousand requests.
 const QUEUE_CAPACITY: usize = 8192;
 
 /// Spans of one message; its SDKs send as many.

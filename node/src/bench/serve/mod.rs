@@ -7,13 +7,12 @@ mod report;
 mod workers;
 
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use crate::cli::Failure;
-use crate::http_client::{ApiClient, ClientError};
+use crate::http_client::{ApiClient, ClientError, ServerArgs};
 use crate::terminal;
 
 /// Arguments of `relevo bench serve`.
@@ -22,15 +21,11 @@ use crate::terminal;
     after_help = "A request is good (goodput) if its time to first token and its mean time between tokens keep the --slo limits."
 )]
 pub struct ServeArgs {
-    /// The server
-    #[arg(long, default_value = "http://127.0.0.1:8080")]
-    url: String,
+    #[command(flatten)]
+    server: ServerArgs,
     /// The model's name [default: the server's first]
     #[arg(long)]
     model: Option<String>,
-    /// A file whose first line is an API key
-    #[arg(long, value_name = "FILE")]
-    api_key_file: Option<PathBuf>,
     /// Requests open at a time
     #[arg(long, default_value = "8", value_name = "N")]
     concurrency: NonZeroUsize,
@@ -73,7 +68,7 @@ fn positive_ms(text: &str) -> Result<f64, String> {
 /// # Errors
 /// The server cannot be reached, or no request succeeded.
 pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
-    let client = ApiClient::new(&args.url, args.api_key_file.as_deref())?;
+    let client = args.server.client()?;
     let model = match &args.model {
         Some(model) => model.clone(),
         None => first_model(&client).await?,
