@@ -16,11 +16,7 @@ use serde_json::{Value, json};
 #[test]
 fn a_stream_goes_on_with_the_same_tokens_whichever_worker_is_killed_or_stopped() {
     let world = World::new();
-    let alone = world.alone();
-    let expected = stream(&alone.url, &body(&prompt(), 120), usize::MAX, || {});
-    assert_eq!(expected.len(), 120);
-    stop(alone);
-
+    let expected = world.expected(120);
     let cluster = world.cluster("2p2d");
     let url = cluster.url.clone();
     assert_eq!(stream(&url, &body(&prompt(), 120), usize::MAX, || {}), expected);

@@ -20,15 +20,6 @@ impl World {
         self.cluster_with(shape, &["--carrier", carrier])
     }
 
-    /// The tokens that one process gives.
-    fn expected(&self, num_tokens: u32) -> Vec<String> {
-        let alone = self.alone();
-        let tokens = tokens(&alone.url, num_tokens);
-        assert_eq!(tokens.len(), num_tokens as usize);
-        stop(alone);
-        tokens
-    }
-
     /// The metrics of a worker.
     fn scrape(&self, worker: &str) -> Scrape {
         let settings = self.settings(worker);

@@ -5,7 +5,7 @@
 mod program;
 
 use program::Scrape;
-use program::local_cluster::{World, body, eventually, is_at_rest, prompt, stop, stream};
+use program::local_cluster::{World, body, eventually, is_at_rest, prompt, stream};
 
 /// The steps that a fault switch can end a process at.
 const STEPS: [&str; 5] = ["admitted", "lease-wanted", "lease-asked", "lease-granted", "handed-over"];
@@ -13,10 +13,7 @@ const STEPS: [&str; 5] = ["admitted", "lease-wanted", "lease-asked", "lease-gran
 #[test]
 fn at_whichever_step_of_a_hand_over_a_worker_dies_its_stream_goes_on_with_the_same_tokens() {
     let world = World::new();
-    let alone = world.alone();
-    let expected = stream(&alone.url, &body(&prompt(), 40), usize::MAX, || {});
-    assert_eq!(expected.len(), 40);
-    stop(alone);
+    let expected = world.expected(40);
     for step in STEPS {
         // At the second time, so that one that has been started again lives for a while.
         let fault = format!("{{ kind = \"abort-at-hand-over\", step = \"{step}\", time = 2 }}");

@@ -61,6 +61,15 @@ impl World {
         Server::start(&[&arguments[..], &["--data-dir", data], further].concat())
     }
 
+    /// The tokens that one process gives.
+    pub fn expected(&self, num_tokens: u32) -> Vec<String> {
+        let alone = self.alone();
+        let tokens = stream(&alone.url, &body(&prompt(), num_tokens), usize::MAX, || {});
+        assert_eq!(tokens.len(), num_tokens as usize);
+        stop(alone);
+        tokens
+    }
+
     /// A cluster whose blocks travel by that carrier, and in which these things go wrong.
     pub fn faulty_cluster_by(&self, shape: &str, carrier: &str, faults: &str) -> Server {
         let path = self.folder.path().join("faults.toml");
