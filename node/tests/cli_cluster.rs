@@ -188,7 +188,7 @@ fn a_node_of_another_cluster_is_refused_and_counted() {
     issue(&authority, "decode-0", &stranger);
     let gateway = world.settings("gateway");
     let seed = gateway["node"]["listen"].as_str().unwrap();
-    let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = program::test_ports::free_udp();
     let settings = format!(
         "[node]\nroles = [\"decode\"]\nlisten = \"{free}\"\nseeds = [\"{seed}\"]\nidentity = \"{}\"\nstate_dir = \"{}\"\n\
          [[device]]\nkind = \"{}\"\n",

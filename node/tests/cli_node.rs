@@ -4,13 +4,14 @@
 
 mod program;
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use program::local_cluster::{SCRIPT, body, eventually, prompt, stream};
+use program::test_ports::{free_tcp, free_udp};
 use program::{DEADLINE, Scrape, finished, kill, relevo};
 use relevo_transport::identity::{Authority, Host, LiveIdentity, Moment, NodeRequest, Role};
 
@@ -44,14 +45,6 @@ struct ByHand {
     folder: tempfile::TempDir,
     authority: Authority,
     seed: SocketAddr,
-}
-
-fn free_udp() -> SocketAddr {
-    UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
-}
-
-fn free_tcp() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
 }
 
 #[expect(clippy::disallowed_methods, reason = "certificates go by the wall clock")]

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use relevo_transport::identity::{Authority, Host, Moment, Name, NodeRequest};
 use relevo_wire::Role;
 use tokio_util::sync::CancellationToken;
 
+use super::free_ports::FreePorts;
 use super::spawned::{Spawned, Worker};
 use super::{find_or_fetch, machine::Machine, scripts::Scripts};
 use crate::cli::{Common, Failure};
@@ -220,11 +221,12 @@ struct Plan {
 impl Plan {
     fn new(shape: &Shape, base: &Config, folder: &Path) -> Result<Self, Failure> {
         let workers = shape.workers();
+        let mut ports = FreePorts::new();
         let api = match base.server.listen {
-            address if address.port() == 0 => free_address::<TcpListener>()?,
+            address if address.port() == 0 => ports.tcp()?,
             address => address,
         };
-        let coordinator = free_address::<UdpSocket>()?;
+        let coordinator = ports.udp()?;
         let mut plan = Self { folder: folder.to_owned(), api, nodes: Vec::new() };
         let mut gateway = plan.node(base, GATEWAY, &[Role::Gateway, Role::Coordinator], coordinator, coordinator);
         gateway.server.listen = api;
@@ -233,8 +235,8 @@ impl Plan {
         plan.nodes.push((GATEWAY.to_owned(), gateway));
         let machine = Machine::facts();
         for (name, roles) in &workers {
-            let mut worker = plan.node(base, name, roles, free_address::<UdpSocket>()?, coordinator);
-            worker.node.metrics_listen = Some(free_address::<TcpListener>()?);
+            let mut worker = plan.node(base, name, roles, ports.udp()?, coordinator);
+            worker.node.metrics_listen = Some(ports.tcp()?);
             share(&mut worker, workers.len(), machine);
             plan.nodes.push((name.clone(), worker));
         }
@@ -303,37 +305,6 @@ fn share(config: &mut Config, num_workers: usize, machine: Machine) {
             device.kv_memory_mib = device.kv_memory_mib.or(Some(kv_memory_mib));
         }
     }
-}
-
-/// Sockets that can be opened to see which port is free.
-trait Probe: Sized {
-    fn bind(address: SocketAddr) -> std::io::Result<Self>;
-    fn address(&self) -> std::io::Result<SocketAddr>;
-}
-
-impl Probe for TcpListener {
-    fn bind(address: SocketAddr) -> std::io::Result<Self> {
-        Self::bind(address)
-    }
-    fn address(&self) -> std::io::Result<SocketAddr> {
-        self.local_addr()
-    }
-}
-
-impl Probe for UdpSocket {
-    fn bind(address: SocketAddr) -> std::io::Result<Self> {
-        Self::bind(address)
-    }
-    fn address(&self) -> std::io::Result<SocketAddr> {
-        self.local_addr()
-    }
-}
-
-/// An address of loopback that is free now. Whoever takes it before its node does makes that node's start fail with words.
-fn free_address<P: Probe>() -> Result<SocketAddr, Failure> {
-    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let address = P::bind(any).and_then(|socket| socket.address());
-    address.map_err(|source| Failure::System { doing: "cannot find a free port".into(), source })
 }
 
 async fn wait_until_ready(api: &str, config: &Config) -> Result<(), Failure> {

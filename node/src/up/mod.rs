@@ -4,6 +4,7 @@ mod banner;
 mod context;
 mod epoch_file;
 mod facade;
+mod free_ports;
 mod identity_keeper;
 mod loading;
 mod local_cluster;

@@ -8,6 +8,7 @@ mod exchange;
 pub mod local_cluster;
 mod scrape;
 mod server;
+pub mod test_ports;
 
 use std::ffi::OsStr;
 use std::io::Read;
