@@ -38,8 +38,10 @@ pub(crate) struct MeshActor;
 /// Its messages.
 #[derive(RactorMessage)]
 pub(crate) enum MeshMessage {
-    /// A peer has dialled, or a seed has answered.
+    /// A peer has dialled and said hello.
     Greeted(Box<Greeted>),
+    /// A seed has answered.
+    Seeded(SocketAddr, ControlConnection),
     /// Who is in the cluster.
     Learn(Vec<NodeEntry>),
     /// A seed was dialled in vain, for this reason.
@@ -106,6 +108,7 @@ impl Actor for MeshActor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             MeshMessage::Greeted(greeted) => state.greeted(greeted).await?,
+            MeshMessage::Seeded(seed, connection) => state.seeded(seed, connection).await?,
             MeshMessage::Learn(nodes) => state.learn(nodes).await?,
             MeshMessage::NotSeeded(seed, reason) => state.not_seeded(seed, reason),
             MeshMessage::Tick => state.seek_coordinator(),
@@ -168,6 +171,17 @@ impl MeshState {
         Ok(())
     }
 
+    async fn seeded(&mut self, seed: SocketAddr, connection: ControlConnection) -> Result<(), ActorProcessingErr> {
+        let name = connection.peer().name.clone();
+        if name == self.network.name {
+            connection.close("it is this node itself");
+            self.not_seeded(seed, HelloError::Itself.to_string());
+        } else if let Some(peer) = self.peer(&name).await? {
+            let _ = peer.cast(PeerLinkMessage::Dialled(connection));
+        }
+        Ok(())
+    }
+
     async fn learn(&mut self, nodes: Vec<NodeEntry>) -> Result<(), ActorProcessingErr> {
         for entry in nodes {
             let Ok(name) = entry.name.parse::<Name>() else { continue };
@@ -224,9 +238,9 @@ impl MeshState {
 }
 
 async fn dial_seed(network: Network, seed: SocketAddr, mesh: ActorRef<MeshMessage>) {
-    let message = match peer_link::dial(&network, seed, Expected::one_of([Role::Coordinator])).await {
-        Ok(greeted) => MeshMessage::Greeted(Box::new(greeted)),
-        Err(reason) => MeshMessage::NotSeeded(seed, reason),
+    let message = match network.endpoint.dial(seed, Expected::one_of([Role::Coordinator])).await {
+        Ok(connection) => MeshMessage::Seeded(seed, connection),
+        Err(error) => MeshMessage::NotSeeded(seed, error.to_string()),
     };
     // Fails when this node stops.
     let _ = mesh.cast(message);

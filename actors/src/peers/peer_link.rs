@@ -60,7 +60,9 @@ pub(super) struct PeerLinkActor;
 pub(crate) enum PeerLinkMessage {
     /// Where it is dialled.
     Known(SocketAddr),
-    /// There is a connection, dialled from here or from there.
+    /// It has answered, and waits for a hello.
+    Dialled(ControlConnection),
+    /// There is a connection, dialled from here or from there, and both have said hello.
     Connected(Box<Greeted>),
     /// It was dialled in vain.
     NotConnected(String),
@@ -87,6 +89,8 @@ pub(super) struct PeerLinkState {
     link: Option<Link>,
     num_links: u64,
     dialling: JoinSet<()>,
+    /// At most one.
+    greeting: JoinSet<()>,
     redial: Duration,
     redial_at: Instant64,
     _ticker: Ticker,
@@ -131,6 +135,7 @@ impl Actor for PeerLinkActor {
             link: None,
             num_links: 0,
             dialling: JoinSet::new(),
+            greeting: JoinSet::new(),
             redial: REDIAL.0,
             redial_at: if waits { clock::now() + COURTESY } else { clock::now() },
             _ticker: ticker,
@@ -145,6 +150,7 @@ impl Actor for PeerLinkActor {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             PeerLinkMessage::Known(address) => state.known = Some(address),
+            PeerLinkMessage::Dialled(connection) => state.dialled(connection),
             PeerLinkMessage::Connected(greeted) => state.connected(*greeted).await?,
             PeerLinkMessage::NotConnected(reason) => state.not_connected(&reason),
             PeerLinkMessage::Failed { link, reason } => {
@@ -211,13 +217,37 @@ impl PeerLinkState {
         if self.arguments.directory.is_leaving() {
             return;
         }
-        let Some(address) = self.known.filter(|_| self.dialling.is_empty() && now >= self.redial_at) else { return };
+        while self.greeting.try_join_next().is_some() {}
+        let is_trying = !self.dialling.is_empty() || !self.greeting.is_empty();
+        let Some(address) = self.known.filter(|_| !is_trying && now >= self.redial_at) else { return };
+        let (endpoint, name, myself) =
+            (self.arguments.network.endpoint.clone(), self.arguments.name.clone(), self.myself.clone());
+        self.dialling.spawn(async move {
+            let message = match endpoint.dial(address, Expected::node(name)).await {
+                Ok(connection) => PeerLinkMessage::Dialled(connection),
+                Err(error) => PeerLinkMessage::NotConnected(error.to_string()),
+            };
+            // Fails when this node stops.
+            let _ = myself.cast(message);
+        });
+    }
+
+    /// Says hello to a peer that has answered, unless there is a link by now. To dial takes long where packets are lost; to whom a link serves
+    /// already, nobody says a hello that would replace it.
+    fn dialled(&mut self, connection: ControlConnection) {
+        while self.greeting.try_join_next().is_some() {}
+        if self.link.is_some() || !self.greeting.is_empty() {
+            return connection.close("there is a link already");
+        }
         let (network, name, myself) =
             (self.arguments.network.clone(), self.arguments.name.clone(), self.myself.clone());
-        self.dialling.spawn(async move {
-            let message = match dial(&network, address, Expected::node(name)).await {
+        self.greeting.spawn(async move {
+            let message = match hello::greet(&network, connection).await {
                 Ok(greeted) => PeerLinkMessage::Connected(Box::new(greeted)),
-                Err(reason) => PeerLinkMessage::NotConnected(reason),
+                Err(error) => {
+                    report(&name, &error);
+                    PeerLinkMessage::NotConnected(error.to_string())
+                }
             };
             // Fails when this node stops.
             let _ = myself.cast(message);
@@ -389,16 +419,6 @@ fn group_number(secret: &[u8; 32]) -> u128 {
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&secret[..16]);
     u128::from_le_bytes(bytes)
-}
-
-/// Dials and says hello; the reason why there is no link is for the log.
-pub(super) async fn dial(network: &Network, address: SocketAddr, expected: Expected) -> Result<Greeted, String> {
-    let connection = network.endpoint.dial(address, expected).await.map_err(|error| error.to_string())?;
-    let name = connection.peer().name.clone();
-    hello::greet(network, connection).await.map_err(|error| {
-        report(&name, &error);
-        error.to_string()
-    })
 }
 
 /// Says why two nodes do not talk, where a person has to mend it.
