@@ -7,6 +7,7 @@ pub mod decode;
 pub mod device;
 pub mod faults;
 pub mod gateway;
+pub mod link_bench;
 pub mod peers;
 pub mod policy;
 pub mod prefill;

@@ -57,6 +57,8 @@ pub struct LinkStatus {
     pub sent_bytes: u64,
     /// Bytes received.
     pub received_bytes: u64,
+    /// Bytes that went there in the last whole second, KV blocks by whatever carrier included.
+    pub sent_bytes_per_s: u64,
     /// The largest UDP payload that the path carries, in bytes.
     pub mtu: u64,
     /// Messages that wait to be sent.

@@ -115,7 +115,7 @@ fn device_lines(device: &DeviceStatus) -> [String; 3] {
 
 fn link_line(link: &LinkStatus) -> String {
     format!(
-        "    to {} by {}{}: {} us, {} of {} packets lost, {} sent, {} received, {} bytes a packet",
+        "    to {} by {}{}: {} us, {} of {} packets lost, {} sent ({}/s now), {} received, {} bytes a packet",
         link.peer,
         link.carrier,
         if link.kv_carrier.is_empty() { String::new() } else { format!(", KV blocks by {}", link.kv_carrier) },
@@ -123,6 +123,7 @@ fn link_line(link: &LinkStatus) -> String {
         link.lost_packets,
         terminal::thousands(link.sent_packets),
         terminal::bytes(link.sent_bytes),
+        terminal::bytes(link.sent_bytes_per_s),
         terminal::bytes(link.received_bytes),
         terminal::thousands(link.mtu)
     )
@@ -182,6 +183,7 @@ mod tests {
             sent_packets: 5000,
             lost_packets: 1,
             sent_bytes: 2048,
+            sent_bytes_per_s: 1024,
             received_bytes: 0,
             mtu: 1452,
             ..LinkStatus::default()
@@ -213,7 +215,7 @@ relevo pid 7, epoch 3, gateway
   cpu0 (prefill + decode)  epoch 2, 12,345 steps, 0 running, 0 waiting, 0 leases
     KV blocks: 1,000 free, 3 cached, 2 active, 1 leased
     prefix cache: 30 of 60 prompt tokens (50 %)
-    to decode-0 by quic, KV blocks by shm: 1,234 us, 1 of 5,000 packets lost, 2.0 KiB sent, 0 B received, 1,452 bytes a packet
+    to decode-0 by quic, KV blocks by shm: 1,234 us, 1 of 5,000 packets lost, 2.0 KiB sent (1.0 KiB/s now), 0 B received, 1,452 bytes a packet
 
 Supervision
   cluster running

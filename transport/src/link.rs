@@ -1,6 +1,7 @@
 //! A link's sending end, whatever carries the frames; and the carrier within a process: the receiver gets the sender's own buffers.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use relevo_wire::FrameError;
@@ -8,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::frame::Frame;
+use crate::quic::PathFacts;
 
 /// The sending end of a link; cheap to clone.
 #[derive(Clone, Debug)]
@@ -16,6 +18,27 @@ pub struct FrameSender {
     frames: mpsc::Sender<Delivery>,
     /// A frame takes its place from when it is accepted until it is answered.
     room: Arc<Semaphore>,
+    /// Bytes of blocks that have arrived.
+    delivered: Arc<AtomicU64>,
+    path: PathSlot,
+}
+
+/// Where a carrier with a connection leaves the way to what that one measures.
+#[derive(Clone, Default)]
+pub(crate) struct PathSlot(Arc<OnceLock<Box<dyn Fn() -> PathFacts + Send + Sync>>>);
+
+impl PathSlot {
+    /// Once for each link.
+    pub(crate) fn set(&self, path: impl Fn() -> PathFacts + Send + Sync + 'static) {
+        // A link has one connection.
+        let _ = self.0.set(Box::new(path));
+    }
+}
+
+impl std::fmt::Debug for PathSlot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PathSlot")
+    }
 }
 
 /// The receiving end of a link within a process.
@@ -73,7 +96,8 @@ pub fn in_process(capacity: usize) -> (FrameSender, FrameReceiver) {
 /// The sending end of a link that holds at most `capacity` frames, and where a carrier finds what it is to carry.
 pub(crate) fn link(carrier: &'static str, capacity: usize) -> (FrameSender, mpsc::Receiver<Delivery>) {
     let (frames, accepted) = mpsc::channel(capacity);
-    (FrameSender { carrier, frames, room: Arc::new(Semaphore::new(capacity)) }, accepted)
+    let room = Arc::new(Semaphore::new(capacity));
+    (FrameSender { carrier, frames, room, delivered: Arc::default(), path: PathSlot::default() }, accepted)
 }
 
 impl FrameSender {
@@ -87,6 +111,7 @@ impl FrameSender {
     /// # Errors
     /// The receiver's answer, or that there was none.
     pub async fn push(&self, frame: Frame, deadline: Duration) -> Result<(), PushError> {
+        let num_bytes = frame.payload_bytes() as u64;
         let exchange = async {
             let place = Arc::clone(&self.room).acquire_owned().await.map_err(|_never| PushError::Closed)?;
             let (sender, answered) = oneshot::channel();
@@ -94,7 +119,26 @@ impl FrameSender {
             self.frames.send(delivery).await.map_err(|_closed| PushError::Closed)?;
             answered.await.unwrap_or(Err(PushError::Closed))
         };
-        timeout(deadline, exchange).await.unwrap_or(Err(PushError::Deadline(deadline)))
+        let answer = timeout(deadline, exchange).await.unwrap_or(Err(PushError::Deadline(deadline)));
+        if answer.is_ok() {
+            self.delivered.fetch_add(num_bytes, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    /// Where its carrier leaves what it measures.
+    pub(crate) fn path_slot(&self) -> PathSlot {
+        self.path.clone()
+    }
+
+    /// Bytes of blocks that have arrived over this link.
+    pub fn delivered_bytes(&self) -> u64 {
+        self.delivered.load(Ordering::Relaxed)
+    }
+
+    /// What its connection has measured, if it has one.
+    pub fn path(&self) -> Option<PathFacts> {
+        self.path.0.get().map(|path| path())
     }
 
     /// Frames that it holds now, from when they were accepted until they are answered, and at most.

@@ -17,6 +17,7 @@ use crate::coordinator::CoordinatorMessage;
 use crate::device::DevicePort;
 use crate::faults::{FaultSwitches, MessageFault};
 use crate::gateway::{GatewayMessage, Keeper};
+use crate::link_bench::LinkProbe;
 use crate::peers::{GOODBYE, MeshMessage, Network, Peers, Renewer};
 use crate::policy::hand_over::HandOverStep;
 use crate::policy::hint_keys::HintKeyer;
@@ -43,6 +44,7 @@ pub(crate) struct Directory {
     pub(crate) gateway: Slot<GatewayMessage>,
     pub(crate) devices: BTreeMap<DeviceId, Arc<DevicePort>>,
     pub(crate) links: Links,
+    pub(crate) link_probe: LinkProbe,
     pub(crate) keeper: Keeper,
     pub(crate) traces: Traces,
     pub(crate) spans: Arc<RecentSpans>,
@@ -88,6 +90,7 @@ impl Directory {
             gateway: Slot::default(),
             devices: devices.map(|(id, spec)| (id, port(id, spec))).collect(),
             links,
+            link_probe: LinkProbe::default(),
             keeper: Keeper::new(options.max_live()),
             traces: Traces::default(),
             spans: Arc::clone(&options.spans),

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dashmap::DashMap;
 use relevo_transport::identity::Name;
 use relevo_transport::{
-    EphemeralAuthority, EphemeralError, FrameSender, FrameSink, Patience, QuicEndpoint, QuicError, in_process,
+    BareLink, EphemeralAuthority, EphemeralError, FrameSender, FrameSink, Patience, QuicEndpoint, QuicError, in_process,
     serve_frames,
 };
-use relevo_wire::{ControlReply, DeviceId, NodeId, SharedRegion};
+use relevo_wire::{ControlReply, DeviceId, KvLayout, NodeId, SharedRegion};
 use tokio::task::JoinSet;
 
 use super::options::Carrier;
@@ -91,7 +91,7 @@ impl Links {
     }
 
     /// The link of this pair, a new one if the last was closed. `region` is where the sender's blocks lie.
-    pub(super) async fn sender(
+    pub(crate) async fn sender(
         &self,
         from: DeviceId,
         to: DeviceId,
@@ -125,6 +125,13 @@ impl Links {
         }
     }
 
+    /// Ends a link to another node whose owner needs it no more.
+    pub(crate) fn end_link(&self, from: DeviceId, to: NodeId) {
+        if let Some(remote) = &self.remote {
+            remote.end_link(from, to);
+        }
+    }
+
     /// Where other nodes of the host hand their blocks over.
     pub(crate) fn memory(&self) -> Option<SharedMemory> {
         self.remote.as_ref()?.memory()
@@ -136,6 +143,22 @@ impl Links {
             Some(remote) => remote.invite(peer),
             None => ControlReply::Refused("it is alone".to_owned()),
         }
+    }
+
+    /// What the blocks of this node's model are like, if it has peers.
+    pub(crate) fn layout(&self) -> Option<KvLayout> {
+        Some(self.remote.as_ref()?.layout())
+    }
+
+    /// A connection for bare copies to a peer.
+    pub(crate) async fn bare_link(&self, peer: &Peer) -> Result<BareLink, String> {
+        let remote = self.remote.as_ref().ok_or("this node has no peers")?;
+        remote.bare_link(peer).await.map_err(|error| error.to_string())
+    }
+
+    /// Bytes of blocks that have gone to a node over the links that there are now, as those count them.
+    pub(crate) fn delivered_bytes_to(&self, node: NodeId) -> u64 {
+        self.remote.as_ref().map_or(0, |remote| remote.delivered_bytes_to(node))
     }
 
     /// What carries blocks to a node now: carriers by name, none while nothing was sent.

@@ -33,7 +33,7 @@ pub(crate) use slot::Slot;
 pub(crate) use ticker::Ticker;
 
 use relevo_transport::identity::PeerIdentity;
-use relevo_wire::{ControlMessage, ControlReply, DeviceFacts, NodeId, Order, Renewed, Role};
+use relevo_wire::{BlockKib, ControlMessage, ControlReply, DeviceFacts, NodeEntry, NodeId, Order, Renewed, Role};
 
 use self::queues::Queues;
 use self::root::{RootArguments, RootMessage};
@@ -43,6 +43,7 @@ use crate::coordinator::{CoordinatorMessage, Standing};
 use crate::device::{DeviceRole, SupervisorMessage};
 use crate::faults::Fault;
 use crate::gateway::{Gateway, GatewayMessage, Intake, gateway_channel};
+use crate::link_bench::{self, LinkMeasurement};
 use crate::peers::MeshMessage;
 use crate::status::ClusterStatus;
 use crate::traces::{RecentSpans, RequestTrace};
@@ -61,6 +62,9 @@ const ORDER_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long an authority may take to sign, which waits for its disk.
 const RENEWAL_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a measurement may take.
+const MEASUREMENT_PATIENCE: Duration = Duration::from_secs(60);
 
 const NO_COORDINATOR: &str = "the coordinator cannot be reached: what it decides waits until it is back";
 
@@ -246,6 +250,32 @@ impl Cluster {
         }
     }
 
+    /// Has the KV path to the node of this name measured, from another that may prefill, the first by name unless `from` says which.
+    ///
+    /// # Errors
+    /// Why it is not, in words for the operator.
+    pub async fn measure_link(
+        &self,
+        to: &str,
+        from: Option<&str>,
+        block_kib: Option<BlockKib>,
+    ) -> Result<LinkMeasurement, String> {
+        let directory = &self.directory;
+        let mut nodes = directory.map().nodes;
+        nodes.sort_by(|one, other| one.name.cmp(&other.name));
+        let (from, to) = ends_of(&nodes, to, from)?;
+        if from.node == directory.node {
+            return link_bench::measure(directory, to.node, block_kib).await;
+        }
+        let message = ControlMessage::MeasureLink(to.node, block_kib);
+        match directory.peers.ask(from.node, &message, MEASUREMENT_PATIENCE).await {
+            Ok(ControlReply::Measured(json)) => serde_json::from_str(&json).map_err(|error| error.to_string()),
+            Ok(ControlReply::Refused(reason)) => Err(reason),
+            Ok(_) => Err(format!("{} measures no links", from.name)),
+            Err(error) => Err(format!("{}: {error}", from.name)),
+        }
+    }
+
     /// Returns when the cluster has given itself up: its root died too often, or its last device cannot be started again.
     pub async fn failed(&self) {
         let mut failed = self.failed.clone();
@@ -325,6 +355,36 @@ impl Cluster {
         }
         tracing::debug!(all_alive = poked, "poked every actor");
     }
+}
+
+/// The two ends of a KV path that is to be measured.
+fn ends_of<'n>(
+    nodes: &'n [NodeEntry],
+    to: &str,
+    from: Option<&str>,
+) -> Result<(&'n NodeEntry, &'n NodeEntry), String> {
+    let find = |name: &str| {
+        let names = || nodes.iter().map(|entry| entry.name.as_str()).collect::<Vec<_>>().join(", ");
+        nodes.iter().find(|entry| entry.name == name).ok_or_else(|| format!("no node is named {name}: there are {}", names()))
+    };
+    let to = find(to)?;
+    if !to.roles.contains(Role::Prefill) && !to.roles.contains(Role::Decode) {
+        return Err(format!("{} has no device, and no KV blocks go there", to.name));
+    }
+    let from = match from {
+        Some(name) => find(name)?,
+        None => nodes
+            .iter()
+            .find(|entry| entry.roles.contains(Role::Prefill) && entry.node != to.node)
+            .ok_or_else(|| format!("no node but {} may prefill, and who may not sends no KV blocks", to.name))?,
+    };
+    if from.node == to.node {
+        return Err(format!("{} needs no link to itself", to.name));
+    }
+    if !from.roles.contains(Role::Prefill) {
+        return Err(format!("{} may not prefill, and who may not sends no KV blocks", from.name));
+    }
+    Ok((from, to))
 }
 
 /// Waits until the published map has every device serving, so that the first request sees the whole cluster. A device that fails meanwhile

@@ -202,6 +202,7 @@ impl Directory {
     pub(crate) fn peer_lost(&self, name: &Name) {
         let node = NodeId::of_name(name.as_str());
         self.links.forget(name);
+        self.link_probe.part_from(node);
         // One that is being restarted looks when it begins.
         let _ = self.router.cast(RouterMessage::PeersChanged);
         for port in self.devices.values() {

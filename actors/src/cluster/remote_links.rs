@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use dashmap::{DashMap, Entry};
 use relevo_transport::identity::{Name, PeerIdentity};
-use relevo_transport::{FrameSender, FrameSink, NodeEndpoint, Refusal};
-use relevo_wire::{ArchivedKvBlocksHeader, ControlReply, DeviceId, Instant64, NodeId, Role, SharedRegion};
+use relevo_transport::{BareError, BareLink, FrameSender, FrameSink, NodeEndpoint, Refusal};
+use relevo_wire::{ArchivedKvBlocksHeader, ControlReply, DeviceId, Instant64, KvLayout, NodeId, Role, SharedRegion};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::directory::Directory;
@@ -16,6 +16,7 @@ use super::options::RemoteCarrier;
 use super::shared_memory::{self, NoMemoryLink, SharedMemory};
 use crate::clock;
 use crate::decode::LandingFrame;
+use crate::link_bench::probe_device;
 use crate::peers::{Network, Peer, Peers};
 
 /// How long nothing is sent to a node after there was no way there: a sequence that tries in vain is computed again elsewhere.
@@ -25,6 +26,7 @@ const NO_WAY_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct RemoteLinks {
     endpoint: NodeEndpoint,
     carrier: RemoteCarrier,
+    layout: KvLayout,
     /// Absent where no blocks are taken by it.
     memory: Option<SharedMemory>,
     peers: Arc<Peers>,
@@ -77,6 +79,7 @@ impl RemoteLinks {
         Ok(Self {
             endpoint: network.endpoint.clone(),
             carrier: network.carrier,
+            layout: network.model.layout,
             memory,
             peers: Arc::clone(peers),
             senders: DashMap::new(),
@@ -196,6 +199,13 @@ impl RemoteLinks {
         }
     }
 
+    /// Ends a link whose owner needs it no more.
+    pub(super) fn end_link(&self, from: DeviceId, to: NodeId) {
+        if let Some((_, link)) = self.senders.remove(&(from, to)) {
+            link.carries.abort();
+        }
+    }
+
     /// Where other nodes of the host hand their blocks over.
     pub(super) fn memory(&self) -> Option<SharedMemory> {
         self.memory.clone()
@@ -210,6 +220,21 @@ impl RemoteLinks {
             }
             None => ControlReply::Refused("it takes no blocks by shared memory".to_owned()),
         }
+    }
+
+    /// What the blocks of this node's model are like.
+    pub(super) const fn layout(&self) -> KvLayout {
+        self.layout
+    }
+
+    /// A connection for bare copies to a peer.
+    pub(super) async fn bare_link(&self, peer: &Peer) -> Result<BareLink, BareError> {
+        self.endpoint.bare_link(peer.listen, peer.name.clone()).await
+    }
+
+    /// Bytes of blocks that have gone to a node over the links that there are now.
+    pub(super) fn delivered_bytes_to(&self, node: NodeId) -> u64 {
+        self.senders.iter().filter(|link| link.key().1 == node).map(|link| link.sender.delivered_bytes()).sum()
     }
 
     /// What carries blocks to a node now.
@@ -248,11 +273,15 @@ impl FrameSink for PeerSink {
     type Writer = LandingFrame;
 
     fn admit(&self, header: &ArchivedKvBlocksHeader) -> Result<LandingFrame, Refusal> {
-        let port = self.directory.device(header.device()).ok_or(Refusal::LeaseGone)?;
-        let prefill = port.landing.prefill_of(header.lease()).ok_or(Refusal::LeaseGone)?;
+        let landing = match self.directory.device(header.device()) {
+            Some(port) => &port.landing,
+            None if header.device() == probe_device(self.directory.node) => self.directory.link_probe.landing(),
+            None => return Err(Refusal::LeaseGone),
+        };
+        let prefill = landing.prefill_of(header.lease()).ok_or(Refusal::LeaseGone)?;
         // Before the frame is let in, which takes its layer's turn from the one before it.
         if prefill.node() == self.node {
-            return port.landing.admit(header);
+            return landing.admit(header);
         }
         metrics::counter!("relevo_messages_refused_total", "reason" => "foreign_lease").increment(1);
         tracing::warn!(peer = %self.node, sequence = %header.sequence(), "a peer pushes into a lease that is not its own");

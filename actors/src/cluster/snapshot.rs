@@ -1,6 +1,7 @@
 //! The cluster's status, gathered.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use relevo_wire::{ClusterMap, ControlMessage, ControlReply, NodeEntry, NodeId};
@@ -118,6 +119,7 @@ fn link(peer: &Peer, links: &Links) -> LinkStatus {
         lost_packets: path.lost_packets,
         sent_bytes: path.sent_bytes,
         received_bytes: path.received_bytes,
+        sent_bytes_per_s: peer.sent_bytes_per_s.load(Ordering::Relaxed),
         mtu: u64::from(path.mtu),
         waiting_messages: peer.remote.depth().0 as u64,
     }

@@ -43,8 +43,8 @@ pub(super) struct FacadeArguments {
 
 pub(super) struct FacadeState {
     arguments: FacadeArguments,
-    /// The certificate that is being signed for the peer; ends with the link.
-    renewing: JoinSet<()>,
+    /// What is being done for the peer that takes longer than others may wait, at most one of them; ends with the link.
+    slow: JoinSet<()>,
 }
 
 impl Actor for FacadeActor {
@@ -58,7 +58,7 @@ impl Actor for FacadeActor {
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         pg::join(arguments.group.clone(), vec![myself.get_cell()]);
-        Ok(FacadeState { arguments, renewing: JoinSet::new() })
+        Ok(FacadeState { arguments, slow: JoinSet::new() })
     }
 
     async fn handle(
@@ -90,16 +90,18 @@ impl FacadeState {
         if !may_say(sender, &message) {
             return answer(reply, &self.arguments.forbid("not_allowed", "it says what its roles do not allow"));
         }
-        if !matches!(message, ControlMessage::Renew(_)) {
+        let is_slow =
+            matches!(message, ControlMessage::Renew(_) | ControlMessage::MeasureLink(..) | ControlMessage::Probe(_));
+        if !is_slow {
             return answer(reply, &inbound::take(directory, sender, message).await);
         }
-        // It waits for the disk, and nothing else is to wait for it.
-        while self.renewing.try_join_next().is_some() {}
-        if !self.renewing.is_empty() {
+        // It waits for a disk, for memory or for another node, and nothing else is to wait for it.
+        while self.slow.try_join_next().is_some() {}
+        if !self.slow.is_empty() {
             return answer(reply, &ControlReply::Refused("the one before is not done yet".to_owned()));
         }
         let (directory, sender) = (Arc::clone(directory), sender.clone());
-        self.renewing.spawn(async move { answer(reply, &inbound::take(&directory, &sender, message).await) });
+        self.slow.spawn(async move { answer(reply, &inbound::take(&directory, &sender, message).await) });
     }
 }
 

@@ -1,10 +1,11 @@
 //! Hands on what a peer says, to those whose business it is.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use relevo_transport::identity::PeerIdentity;
 use relevo_wire::{
-    ControlMessage, ControlReply, DeviceId, LeaseId, Order, Renewed, Stepping, ToDecode, ToGateway, ToPrefill,
+    BlockKib, ControlMessage, ControlReply, DeviceId, LeaseId, NodeId, Order, Renewed, Stepping, ToDecode, ToGateway, ToPrefill,
 };
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -16,6 +17,7 @@ use crate::coordinator::CoordinatorMessage;
 use crate::decode::{DecodeEvent, DecodeMessage};
 use crate::device::DevicePort;
 use crate::gateway::Loss;
+use crate::link_bench;
 use crate::prefill::{PrefillEvent, PrefillMessage};
 use crate::router::RouterMessage;
 
@@ -23,7 +25,7 @@ use crate::router::RouterMessage;
 const ORDER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Carries out what a peer may say. What comes too late, or for one who is not there, is dropped: whoever it was for has let go of it.
-pub(super) async fn take(directory: &Directory, sender: &Sender, message: ControlMessage) -> ControlReply {
+pub(super) async fn take(directory: &Arc<Directory>, sender: &Sender, message: ControlMessage) -> ControlReply {
     match message {
         ControlMessage::Prefill(device, message) => to_prefill(directory, device, message),
         ControlMessage::Decode(device, message) => to_decode(directory, sender, device, message),
@@ -45,6 +47,8 @@ pub(super) async fn take(directory: &Directory, sender: &Sender, message: Contro
         ControlMessage::AskTrace(request) => return told(&directory.spans_of(request), ControlReply::Trace),
         ControlMessage::Renew(request) => return renew(directory, sender, request).await,
         ControlMessage::AskMemoryLink => return invite(directory, sender),
+        ControlMessage::Probe(step) => return directory.link_probe.take(sender.node, step).await,
+        ControlMessage::MeasureLink(to, block_kib) => return measure(directory, to, block_kib).await,
     }
     ControlReply::Taken
 }
@@ -148,6 +152,13 @@ async fn renew(directory: &Directory, sender: &Sender, request: Vec<u8>) -> Cont
     };
     match directory.renew(peer.connection.peer().clone(), request).await {
         Ok(renewed) => ControlReply::Renewed(renewed),
+        Err(reason) => ControlReply::Refused(reason),
+    }
+}
+
+async fn measure(directory: &Arc<Directory>, to: NodeId, block_kib: Option<BlockKib>) -> ControlReply {
+    match link_bench::measure(directory, to, block_kib).await {
+        Ok(measurement) => told(&measurement, ControlReply::Measured),
         Err(reason) => ControlReply::Refused(reason),
     }
 }

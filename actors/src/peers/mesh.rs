@@ -10,7 +10,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use ractor_cluster::RactorMessage;
 use relevo_transport::ControlConnection;
 use relevo_transport::identity::{Expected, Name, PeerIdentity};
-use relevo_wire::{NodeEntry, Role};
+use relevo_wire::{NodeEntry, NodeId, Role};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -18,6 +18,7 @@ use super::hello::{self, Greeted, HelloError};
 use super::network::Network;
 use super::peer_link::{self, PeerLinkActor, PeerLinkArguments, PeerLinkMessage};
 use super::session::Sessions;
+use crate::clock;
 use crate::cluster::{Directory, PeerSink, Ticker};
 
 /// Name in the supervision tree.
@@ -111,7 +112,10 @@ impl Actor for MeshActor {
             MeshMessage::Seeded(seed, connection) => state.seeded(seed, connection).await?,
             MeshMessage::Learn(nodes) => state.learn(nodes).await?,
             MeshMessage::NotSeeded(seed, reason) => state.not_seeded(seed, reason),
-            MeshMessage::Tick => state.seek_coordinator(),
+            MeshMessage::Tick => {
+                state.seek_coordinator();
+                state.directory.link_probe.expire(clock::now());
+            }
             MeshMessage::Poke => state.directory.on_message(NAME),
         }
         Ok(())
@@ -145,10 +149,13 @@ impl MeshState {
     fn listen(&mut self) {
         let (controls, arrivals) = mpsc::channel(ARRIVALS);
         let (endpoint, directory) = (self.network.endpoint.clone(), Arc::clone(&self.directory));
+        let probing = Arc::clone(&directory);
+        let memory_of =
+            move |peer: &PeerIdentity| probing.link_probe.memory_of(NodeId::of_name(peer.name.as_str()));
         let sink_of = move |peer: &PeerIdentity| PeerSink::of(&directory, peer).map(Arc::new);
         self.tasks.spawn(async move {
             endpoint
-                .serve(controls, sink_of, |reason| {
+                .serve(controls, sink_of, memory_of, |reason| {
                     let reason = reason.map_or("handshake", |reason| reason.label());
                     metrics::counter!("relevo_peers_refused_total", "reason" => reason).increment(1);
                 })

@@ -27,6 +27,7 @@ use super::token_streams::{self, TokenError};
 use crate::clock;
 use crate::cluster::{Directory, Ticker};
 use crate::policy::liveness::Liveness;
+use crate::policy::rate::Rate;
 
 /// Why a link ends whose node stops in good order; the peer hears it.
 pub(crate) const GOODBYE: &str = "the node stops";
@@ -111,6 +112,8 @@ struct Link {
     /// When its last heartbeat came.
     heard: Arc<AtomicU64>,
     failed: mpsc::Sender<String>,
+    rate: Rate,
+    sent_bytes_per_s: Arc<AtomicU64>,
     /// Dropped with the link, which ends them.
     tasks: JoinSet<()>,
 }
@@ -209,6 +212,11 @@ impl PeerLinkState {
             self.take_down("it is silent").await;
         } else if !*link.is_reachable.borrow() && now.since(link.since) >= SESSION_PATIENCE {
             self.take_down("its session does not begin").await;
+        } else {
+            let total = link.connection.path().sent_bytes + self.arguments.directory.links.delivered_bytes_to(self.node);
+            if let Some(rate) = link.rate.at(total, now) {
+                link.sent_bytes_per_s.store(rate, Ordering::Relaxed);
+            }
         }
     }
 
@@ -316,6 +324,8 @@ impl PeerLinkState {
             liveness: Liveness::new(TICK, now),
             heard: Arc::new(AtomicU64::new(now.0)),
             failed,
+            rate: Rate::new(0, now),
+            sent_bytes_per_s: Arc::default(),
             tasks: JoinSet::new(),
         };
         self.watch(&mut link, failures);
@@ -376,6 +386,7 @@ impl PeerLinkState {
             connection: link.connection.clone(),
             remote,
             tokens,
+            sent_bytes_per_s: Arc::clone(&link.sent_bytes_per_s),
         });
         tracing::info!(peer = %peer.name, roles = %peer.roles, incarnation = peer.incarnation, "a link is up");
         directory.peers.insert(Arc::clone(&peer));

@@ -67,8 +67,8 @@ pub(super) fn may_say(sender: &Sender, message: &ControlMessage) -> bool {
         }
         ControlMessage::TellPrefixes(_) => sender.plays(Role::Gateway),
         ControlMessage::Left(device, _) => sender.computes() && sender.owns(*device),
-        ControlMessage::AskMemoryLink => sender.plays(Role::Prefill),
-        ControlMessage::Order(_) => sender.plays(Role::Gateway) || sender.plays(Role::Operator),
+        ControlMessage::AskMemoryLink | ControlMessage::Probe(_) => sender.plays(Role::Prefill),
+        ControlMessage::Order(_) | ControlMessage::MeasureLink(..) => sender.plays(Role::Gateway) || sender.plays(Role::Operator),
         ControlMessage::AskTrace(request) => sender.plays(Role::Gateway) && request.gateway() == sender.node,
         ControlMessage::AskStatus => {
             sender.plays(Role::Gateway) || sender.plays(Role::Coordinator) || sender.plays(Role::Operator)
@@ -82,7 +82,7 @@ pub(super) fn may_say(sender: &Sender, message: &ControlMessage) -> bool {
 mod tests {
     use relevo_wire::{
         ClusterMap, DeviceRole, Epoch, GenerateRequest, GrantedLease, HandOver, Instant64, LeaseId, Order, PrefixBatch,
-        PrefixChange, PrefixWords, RequestId, SamplingParams, SentRequest, Stepping, TenantId,
+        PrefixChange, PrefixWords, RequestId, SamplingParams, SentRequest, Stepping, TenantId, ToProbe,
     };
 
     use super::*;
@@ -147,6 +147,8 @@ mod tests {
             (ControlMessage::AskStatus, vec![Gateway, Coordinator, Operator]),
             (ControlMessage::Renew(Vec::new()), Role::ALL.to_vec()),
             (ControlMessage::AskMemoryLink, vec![Prefill]),
+            (ControlMessage::Probe(ToProbe::Again), vec![Prefill]),
+            (ControlMessage::MeasureLink(NodeId(1), None), vec![Gateway, Operator]),
             (ControlMessage::AskTrace(sequence.request), vec![Gateway]),
         ]
     }
@@ -183,6 +185,8 @@ mod tests {
                     | ControlMessage::AskStatus
                     | ControlMessage::Renew(_)
                     | ControlMessage::AskMemoryLink
+                    | ControlMessage::MeasureLink(..)
+                    | ControlMessage::Probe(_)
             )
         };
         for (message, _) in messages(OTHER) {

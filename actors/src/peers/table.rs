@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -27,6 +28,8 @@ pub(crate) struct Peer {
     pub(crate) remote: RemoteRef,
     /// To its gateway.
     pub(crate) tokens: mpsc::Sender<TokenBatch>,
+    /// Bytes that went there in the last second, KV blocks included.
+    pub(crate) sent_bytes_per_s: Arc<AtomicU64>,
 }
 
 impl Peer {

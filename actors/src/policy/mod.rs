@@ -16,5 +16,6 @@ pub mod planner;
 pub mod prefix;
 pub mod prefix_news;
 pub mod progress;
+pub(crate) mod rate;
 pub mod restarts;
 pub mod routing;

@@ -1,7 +1,8 @@
-//! `relevo bench`: how fast the bare engine is, how fast a server, and what a cluster bears.
+//! `relevo bench`: how fast the bare engine is, how fast a server, what a link carries, and what a cluster bears.
 
 mod chaos;
 mod engine;
+mod link;
 mod percentiles;
 mod random;
 mod serve;
@@ -15,6 +16,8 @@ pub enum BenchCommand {
     Engine(engine::EngineArgs),
     /// Load an OpenAI-compatible server and measure its latencies
     Serve(serve::ServeArgs),
+    /// Measure what the KV path to a node of a cluster carries, beside a bare copy on the same link
+    Link(link::LinkArgs),
     /// Kill, stop and cut off workers of a cluster under load, and hold it to its promises
     Chaos(chaos::ChaosArgs),
 }
@@ -27,6 +30,7 @@ pub async fn run(command: BenchCommand, common: &Common) -> Result<(), Failure> 
     match command {
         BenchCommand::Engine(args) => engine::run(args, common).await,
         BenchCommand::Serve(args) => serve::run(args).await,
+        BenchCommand::Link(args) => link::run(&args).await,
         BenchCommand::Chaos(args) => chaos::run(&args).await,
     }
 }

@@ -1,6 +1,7 @@
 //! `GET /openapi.json`: the description of every route and field, made from the tables that the routes and checks read.
 
 use axum::response::Response;
+use relevo_wire::MAX_BLOCK_KIB;
 use serde_json::{Map, Value, json};
 
 use super::answer;
@@ -112,6 +113,13 @@ fn describe(endpoint: Endpoint) -> Description {
             answer: "Condition",
             event: None,
         },
+        Endpoint::BenchLink => Description {
+            id: "benchLink",
+            summary: "Measures what the KV path to a node carries, for some seconds; on a loopback address only.",
+            request: Some("LinkToMeasure"),
+            answer: "LinkMeasurement",
+            event: None,
+        },
         Endpoint::Trace => Description::get(
             "trace",
             "What was done for a request, on all nodes; on a loopback address only.",
@@ -206,6 +214,13 @@ fn schemas() -> Value {
             object(&["undrain"], &json!({"undrain": text})),
             object(&["role", "node"], &json!({"role": {"enum": ["prefill", "decode"]}, "node": text})),
         ]},
+        "LinkToMeasure": object(&["node"], &json!({
+            "node": text, "from": text, "block_kib": {"type": "integer", "minimum": 1, "maximum": MAX_BLOCK_KIB},
+        })),
+        "LinkMeasurement": {"type": "object", "required": ["from", "to", "carrier", "kv", "bare", "cpu_ratio"], "properties": {
+            "from": text, "to": text, "carrier": text, "kv": {"type": "object"}, "bare": {"type": "object"},
+            "cpu_ratio": {"type": "object"},
+        }},
         "TokenizeResponse": object(&["count", "max_model_len", "tokens"], &json!({
             "count": integer, "max_model_len": integer, "tokens": {"type": "array", "items": integer},
             "token_strs": {"type": "array", "items": text},

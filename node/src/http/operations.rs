@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use relevo_actors::traces::MAX_REQUESTS;
-use relevo_wire::{DeviceRole, Order};
+use relevo_wire::{BlockKib, DeviceRole, MAX_BLOCK_KIB, Order};
 use serde::{Deserialize, Serialize};
 
 use super::Service;
@@ -43,6 +43,29 @@ pub(super) async fn status(State(service): State<Arc<Service>>) -> Result<Respon
 pub(super) async fn trace(State(service): State<Arc<Service>>, Path(name): Path<String>) -> Result<Response, ApiError> {
     let trace = (service.backend()?.trace)(name.clone()).await;
     answer::json(&trace.ok_or_else(|| ApiError::unknown_request(&name, MAX_REQUESTS))?)
+}
+
+/// The body of a wish to have a link measured.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LinkToMeasure {
+    node: String,
+    from: Option<String>,
+    block_kib: Option<BlockKib>,
+}
+
+/// `POST /relevo/bench/link`: what the KV path to a node carries; takes some seconds.
+pub(super) async fn bench_link(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
+    let backend = service.backend()?;
+    let body = read_json(&service, request).await?;
+    let body: LinkToMeasure = serde_json::from_slice(&body.bytes).map_err(|_| {
+        ApiError::bad_json(r#"Expected {"node": NODE}, and if you like "from": NODE and "block_kib": N."#)
+    })?;
+    if body.block_kib.is_some_and(|block_kib| !(1..=MAX_BLOCK_KIB).contains(&block_kib)) {
+        return Err(ApiError::bad_json(format!("\"block_kib\" is between 1 and {MAX_BLOCK_KIB}.")));
+    }
+    let measured = (backend.measure_link)(body.node, body.from, body.block_kib).await;
+    answer::json(&measured.map_err(ApiError::order_refused)?)
 }
 
 /// The body of an order: `{"drain": "NODE"}`, `{"undrain": "NODE"}` or `{"role": "decode", "node": "NODE"}`.

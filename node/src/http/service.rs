@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use relevo_actors::gateway::Gateway;
+use relevo_actors::link_bench::LinkMeasurement;
 use relevo_actors::status::ClusterStatus;
 use relevo_actors::traces::{RecentSpans, RequestTrace};
-use relevo_wire::{Order, TokenId};
+use relevo_wire::{BlockKib, Order, TokenId};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +35,17 @@ pub type TraceReader = Box<dyn Fn(String) -> Pin<Box<dyn Future<Output = Option<
 /// Hands an operator's order to the coordinator; an error is in words for the operator.
 pub(super) type OrderTaker =
     Box<dyn Fn(Order) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
+
+/// Has a link measured: to the first node, from the second if it is said which, with blocks of so many KiB or the model's own.
+pub(super) type LinkMeter = Box<
+    dyn Fn(
+            String,
+            Option<String>,
+            Option<BlockKib>,
+        ) -> Pin<Box<dyn Future<Output = Result<LinkMeasurement, String>> + Send>>
+        + Send
+        + Sync,
+>;
 
 /// What the HTTP gateway serves. It may be shared with [`super::serve`] before there is a model: `/ready` says 503 until
 /// [`Service::open`].
@@ -70,6 +82,8 @@ pub struct Backend {
     pub trace: TraceReader,
     /// Carries out what an operator wants, or says why not.
     pub order: OrderTaker,
+    /// Says what a link carries, or why it cannot be measured.
+    pub measure_link: LinkMeter,
 }
 
 /// A model as clients see it.

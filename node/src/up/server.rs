@@ -88,6 +88,7 @@ impl Door {
         let created = wall_clock::unix_seconds();
         let model = ServedModel { names, created, max_context, vocab_size, end_ids, start_id, text };
         let (asked, traced, ordered) = (Arc::clone(cluster), Arc::clone(cluster), Arc::clone(cluster));
+        let measured = Arc::clone(cluster);
         self.service.open(Backend {
             gateway: cluster.gateway(),
             model,
@@ -103,6 +104,10 @@ impl Door {
             order: Box::new(move |order| {
                 let cluster = Arc::clone(&ordered);
                 Box::pin(async move { cluster.order(order).await })
+            }),
+            measure_link: Box::new(move |to, from, block_kib| {
+                let cluster = Arc::clone(&measured);
+                Box::pin(async move { cluster.measure_link(&to, from.as_deref(), block_kib).await })
             }),
         });
     }

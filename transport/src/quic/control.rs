@@ -166,8 +166,14 @@ impl ControlConnection {
 
     /// What it has measured of the path.
     pub fn path(&self) -> PathFacts {
-        let stats = self.connection.stats();
-        PathFacts {
+        PathFacts::of(&self.connection)
+    }
+}
+
+impl PathFacts {
+    pub(super) fn of(connection: &Connection) -> Self {
+        let stats = connection.stats();
+        Self {
             round_trip: stats.path.rtt,
             sent_packets: stats.path.sent_packets,
             lost_packets: stats.path.lost_packets,

@@ -8,10 +8,11 @@ use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::control::PathFacts;
 use super::prefix::Prefix;
 use crate::answer::{self, ANSWER_BYTES};
 use crate::frame::Frame;
-use crate::link::{Delivery, PendingAnswer, PushError};
+use crate::link::{Delivery, PathSlot, PendingAnswer, PushError};
 
 /// Whom to dial.
 pub(super) struct Dialled {
@@ -19,6 +20,7 @@ pub(super) struct Dialled {
     pub(super) config: quinn::ClientConfig,
     pub(super) address: SocketAddr,
     pub(super) name: String,
+    pub(super) path: PathSlot,
 }
 
 /// Why a link ends before its senders do.
@@ -53,9 +55,11 @@ async fn carry_until_lost(
     frames: mpsc::Receiver<Delivery>,
     patience: Duration,
 ) -> Result<(), LinkError> {
-    let Dialled { endpoint, config, address, name } = dialled;
+    let Dialled { endpoint, config, address, name, path } = dialled;
     let connection = endpoint.connect_with(config, address, &name)?.await?;
     let closes = CloseOnDrop(connection.clone());
+    let measured = connection.clone();
+    path.set(move || PathFacts::of(&measured));
     let (outgoing, incoming) = connection.open_bi().await?;
     // As many as the link holds, so that it never fills.
     let (waiting, answers_due) = mpsc::channel(frames.max_capacity());

@@ -92,9 +92,10 @@ impl QuicEndpoint {
         capacity: usize,
     ) -> (FrameSender, impl Future<Output = ()> + Send + 'static) {
         let (sender, frames) = link("quic", capacity);
+        let path = sender.path_slot();
         let mut config = quinn::ClientConfig::new(self.client.clone());
         config.transport_config(settings::connection(address.ip()));
-        let dialled = dial::Dialled { endpoint: self.endpoint.clone(), config, address, name: name.to_owned() };
+        let dialled = dial::Dialled { endpoint: self.endpoint.clone(), config, address, name: name.to_owned(), path };
         (sender, dial::carry(dialled, frames, self.patience.answer))
     }
 

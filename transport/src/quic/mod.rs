@@ -7,6 +7,7 @@
 //! **Invariant:** nothing that a peer says is believed before it is checked: no allocation is larger than a header may be, a frame that does not
 //! come within its time or cannot be told from the next ends its connection, and no other connection notices.
 
+mod bare;
 mod control;
 mod dial;
 mod endpoint;
@@ -17,6 +18,7 @@ mod serve;
 mod settings;
 mod socket;
 
+pub use bare::{BareError, BareLink};
 pub use control::{ControlConnection, ControlError, MessageReader, MessageWriter, PathFacts};
 pub use endpoint::{QuicEndpoint, QuicError};
 pub use ephemeral::{EphemeralAuthority, EphemeralError};

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::bare::{self, BARE_ALPN, BareError, BareLink};
 use super::control::ControlConnection;
 use super::endpoint::{CLOSE_PATIENCE, MAX_CONNECTIONS, QuicError};
 use super::settings::{self, ALPN, Patience};
@@ -27,6 +28,9 @@ const FIRST_ALERT: u64 = 0x100;
 
 /// How long a peer may take for a handshake.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Tells a peer that what it brings is not taken.
+const NOT_TAKEN: VarInt = VarInt::from_u32(2);
 
 /// A node's UDP port.
 #[derive(Clone)]
@@ -86,7 +90,7 @@ impl NodeEndpoint {
     /// # Errors
     /// See [`QuicError`].
     pub fn open(address: SocketAddr, identity: LiveIdentity, patience: Patience) -> Result<Self, QuicError> {
-        let server = identity.server_config(anybody(), &[PROTOCOL, ALPN], Arc::new(DefaultTimeProvider))?;
+        let server = identity.server_config(anybody(), &[PROTOCOL, ALPN, BARE_ALPN], Arc::new(DefaultTimeProvider))?;
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
         config.transport_config(settings::connection(address.ip()));
         let failed = |source| QuicError::Socket { address, source };
@@ -112,15 +116,27 @@ impl NodeEndpoint {
     /// # Errors
     /// See [`DialError`].
     pub async fn dial(&self, address: SocketAddr, expected: Expected) -> Result<ControlConnection, DialError> {
-        let config = self.client(expected, PROTOCOL, settings::connection(address.ip()))?;
+        let connection = self.connect(address, expected, PROTOCOL).await?;
+        let peer = peer_of(&connection).map_err(|source| DialError::Certificate { address, source })?;
+        Ok(ControlConnection::new(connection, peer, true))
+    }
+
+    /// Opens a connection for bare copies to the node of this name at `address`.
+    ///
+    /// # Errors
+    /// See [`BareError`].
+    pub async fn bare_link(&self, address: SocketAddr, name: Name) -> Result<BareLink, BareError> {
+        BareLink::open(self.connect(address, Expected::node(name), BARE_ALPN).await?).await
+    }
+
+    async fn connect(&self, address: SocketAddr, expected: Expected, protocol: &[u8]) -> Result<Connection, DialError> {
+        let config = self.client(expected, protocol, settings::connection(address.ip()))?;
         let connecting = self
             .endpoint
             .connect_with(config, address, "node")
             .map_err(|source| DialError::Connect { address, source })?;
         let shaken = timeout(HANDSHAKE_PATIENCE, connecting).await.map_err(|_| DialError::Silent(address))?;
-        let connection = shaken.map_err(|source| dial_error(address, source))?;
-        let peer = peer_of(&connection).map_err(|source| DialError::Certificate { address, source })?;
-        Ok(ControlConnection::new(connection, peer, true))
+        shaken.map_err(|source| dial_error(address, source))
     }
 
     /// A link for KV blocks to the node of this name at `address`. It holds at most `capacity` frames. The future dials it, carries its frames and
@@ -136,7 +152,8 @@ impl NodeEndpoint {
     ) -> Result<(FrameSender, impl Future<Output = ()> + Send + 'static), rustls::Error> {
         let config = self.client(Expected::node(name), ALPN, settings::connection(address.ip()))?;
         let (sender, frames) = link("quic", capacity);
-        let dialled = dial::Dialled { endpoint: self.endpoint.clone(), config, address, name: "node".to_owned() };
+        let path = sender.path_slot();
+        let dialled = dial::Dialled { endpoint: self.endpoint.clone(), config, address, name: "node".to_owned(), path };
         Ok((sender, dial::carry(dialled, frames, self.patience.answer)))
     }
 
@@ -154,11 +171,13 @@ impl NodeEndpoint {
     }
 
     /// Serves those who dial, until the endpoint closes: control connections go to `controls`, KV blocks to the sink that `sink_of` has for the
-    /// peer; without one its connection is closed. `refused` hears of each peer that was not let in.
+    /// peer, bare copies to the memory that `memory_of` has for it; without one its connection is closed. `refused` hears of each peer that was not
+    /// let in.
     pub async fn serve<S: FrameSink>(
         &self,
         controls: mpsc::Sender<ControlConnection>,
         sink_of: impl Fn(&PeerIdentity) -> Option<Arc<S>> + Clone + Send + Sync + 'static,
+        memory_of: impl Fn(&PeerIdentity) -> Option<Vec<u8>> + Clone + Send + Sync + 'static,
         refused: impl Fn(Option<Refusal>) + Clone + Send + Sync + 'static,
     ) {
         let mut connections = JoinSet::new();
@@ -169,14 +188,20 @@ impl NodeEndpoint {
                 incoming.refuse();
                 continue;
             }
-            let (controls, sink_of, refused, patience) =
-                (controls.clone(), sink_of.clone(), refused.clone(), self.patience);
+            let (controls, sink_of, memory_of, refused, patience) =
+                (controls.clone(), sink_of.clone(), memory_of.clone(), refused.clone(), self.patience);
             connections.spawn(async move {
                 let Some((connection, peer)) = shake_hands(incoming, refused).await else { return };
-                if protocol_of(&connection).is_some_and(|protocol| protocol == ALPN) {
+                let protocol = protocol_of(&connection).unwrap_or_default();
+                if protocol == ALPN {
                     match sink_of(&peer) {
                         Some(sink) => serve::serve(connection, sink, patience.frame).await,
-                        None => connection.close(VarInt::from_u32(2), b"this node takes no blocks from you"),
+                        None => connection.close(NOT_TAKEN, b"this node takes no blocks from you"),
+                    }
+                } else if protocol == BARE_ALPN {
+                    match memory_of(&peer) {
+                        Some(memory) => bare::serve(connection, memory, patience.frame).await,
+                        None => connection.close(NOT_TAKEN, b"no link is measured"),
                     }
                 } else if let Err(unwanted) = controls.send(ControlConnection::new(connection, peer, false)).await {
                     unwanted.0.close("this node is stopping");

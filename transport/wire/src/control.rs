@@ -7,8 +7,8 @@ use std::fmt;
 
 use crate::sent_request::SentRequest;
 use crate::{
-    ClusterMap, DeviceId, DeviceRole, Epoch, GrantedLease, HandOver, LeaseId, PrefixBatch, RequestId, SequenceId,
-    StreamEvent,
+    ClusterMap, DeviceId, DeviceRole, Epoch, GrantedLease, HandOver, KvLayout, LeaseId, NodeId, PrefixBatch, RequestId,
+    SequenceId, StreamEvent,
 };
 
 /// Longest control message that is sent or accepted, archived: a prompt of a million tokens and the same again.
@@ -51,7 +51,33 @@ pub enum ControlMessage {
     AskMemoryLink,
     /// From the gateway that minted it: what has been done for this request where you are?
     AskTrace(RequestId),
+    /// From a gateway or an operator, to a node that may prefill: what does your KV path to this node carry?
+    MeasureLink(NodeId, Option<BlockKib>),
+    /// From the node that measures: a step of that, at the other end of the path.
+    Probe(ToProbe),
 }
+
+/// The size of a layer's block in KiB, instead of the model's own.
+pub type BlockKib = u32;
+
+/// The largest of them.
+pub const MAX_BLOCK_KIB: BlockKib = 1024;
+
+/// What the far end of a measurement is asked for. All are answered by [`ControlReply::Probed`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub enum ToProbe {
+    /// Set memory aside for so many blocks of this layout, and let writers in.
+    Open(KvLayout, u32),
+    /// The same memory under a lease of its own.
+    Again,
+    /// Nothing but how much processor time has gone by.
+    Read,
+    /// It is over.
+    Close,
+}
+
+/// Most bytes that the far end of a measurement sets aside, for blocks and the same again for bare copies.
+pub const MAX_PROBE_BYTES: usize = 256 << 20;
 
 /// What a prefill role is told from outside.
 #[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -138,6 +164,15 @@ pub enum ControlReply {
     Invited(MemoryInvitation),
     /// The spans of a request that it keeps, as JSON.
     Trace(String),
+    /// What a path carries, as JSON.
+    Measured(String),
+    /// The lease that blocks may be pushed under, and the processor time that this process has used so far.
+    Probed {
+        /// Zero once it is over.
+        lease: LeaseId,
+        /// In nanoseconds.
+        processor_ns: u64,
+    },
 }
 
 /// What lets one link of shared memory in.
@@ -202,6 +237,12 @@ impl ControlMessage {
             Self::SetRoles(roles) => within("the number of roles", (1..=2).contains(&roles.len())),
             Self::Renew(request) => {
                 within("the length of a certificate request", request.len() <= MAX_CERTIFICATE_REQUEST_BYTES)
+            }
+            Self::MeasureLink(_, Some(block_kib)) => within("the size of a block", (1..=MAX_BLOCK_KIB).contains(block_kib)),
+            Self::Probe(ToProbe::Open(layout, num_blocks)) => {
+                let block = layout.checked_layer_block_bytes();
+                let bytes = block.and_then(|block| block.checked_mul(layout.num_layers as usize)?.checked_mul(*num_blocks as usize));
+                within("the memory for a measurement", bytes.is_some_and(|bytes| (1..=MAX_PROBE_BYTES).contains(&bytes)))
             }
             _ => Ok(()),
         }

@@ -109,6 +109,13 @@ impl KvLayout {
         (self.key_elements() + self.value_elements()) * self.element.byte_len()
     }
 
+    /// The same of a layout that a peer has sent, which may be anything.
+    pub fn checked_layer_block_bytes(&self) -> Option<usize> {
+        let elements = (self.key_dim as usize).checked_add(self.value_dim as usize)?;
+        let elements = elements.checked_mul(self.num_kv_heads as usize)?.checked_mul(BLOCK_TOKENS)?;
+        elements.checked_mul(self.element.byte_len())
+    }
+
     /// Bytes of one block over all layers.
     pub const fn block_bytes(&self) -> usize {
         self.layer_block_bytes() * self.num_layers as usize

@@ -5,7 +5,7 @@ use rkyv::util::AlignedVec;
 
 use crate::kv::ArchivedElementType;
 use crate::{
-    BLOCK_TOKENS, BlockIndex, DeviceId, ElementType, Epoch, KvLayout, LayerIndex, LeaseId, RequestId, SequenceId,
+    BlockIndex, DeviceId, ElementType, Epoch, KvLayout, LayerIndex, LeaseId, RequestId, SequenceId,
 };
 
 /// Version of every frame; two that differ by more than one do not talk.
@@ -136,10 +136,7 @@ impl KvBlocksHeader {
 impl ArchivedKvBlocksHeader {
     /// Bytes of each block by the sender's layout; nothing if that is absurd.
     pub fn layout_block_bytes(&self) -> Option<usize> {
-        let layout = self.layout();
-        let elements = (layout.key_dim as usize).checked_add(layout.value_dim as usize)?;
-        let elements = elements.checked_mul(layout.num_kv_heads as usize)?.checked_mul(BLOCK_TOKENS)?;
-        elements.checked_mul(layout.element.byte_len())
+        self.layout().checked_layer_block_bytes()
     }
 
     /// The sender's layout.
