@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use dashmap::DashMap;
 use relevo_transport::identity::Name;
 use relevo_transport::{
-    BareLink, EphemeralAuthority, EphemeralError, FrameSender, FrameSink, Patience, QuicEndpoint, QuicError, in_process,
-    serve_frames,
+    BareLink, EphemeralAuthority, EphemeralError, FrameSender, FrameSink, Patience, QuicEndpoint, QuicError,
+    in_process, serve_frames,
 };
 use relevo_wire::{ControlReply, DeviceId, KvLayout, NodeId, SharedRegion};
 use tokio::task::JoinSet;

@@ -33,7 +33,7 @@ pub(crate) use slot::Slot;
 pub(crate) use ticker::Ticker;
 
 use relevo_transport::identity::PeerIdentity;
-use relevo_wire::{BlockKib, ControlMessage, ControlReply, DeviceFacts, NodeEntry, NodeId, Order, Renewed, Role};
+use relevo_wire::{ControlMessage, ControlReply, DeviceFacts, LinkBench, NodeEntry, NodeId, Order, Renewed, Role};
 
 use self::queues::Queues;
 use self::root::{RootArguments, RootMessage};
@@ -254,20 +254,15 @@ impl Cluster {
     ///
     /// # Errors
     /// Why it is not, in words for the operator.
-    pub async fn measure_link(
-        &self,
-        to: &str,
-        from: Option<&str>,
-        block_kib: Option<BlockKib>,
-    ) -> Result<LinkMeasurement, String> {
+    pub async fn measure_link(&self, to: &str, from: Option<&str>, wish: LinkBench) -> Result<LinkMeasurement, String> {
         let directory = &self.directory;
         let mut nodes = directory.map().nodes;
         nodes.sort_by(|one, other| one.name.cmp(&other.name));
         let (from, to) = ends_of(&nodes, to, from)?;
         if from.node == directory.node {
-            return link_bench::measure(directory, to.node, block_kib).await;
+            return link_bench::measure(directory, to.node, wish).await;
         }
-        let message = ControlMessage::MeasureLink(to.node, block_kib);
+        let message = ControlMessage::MeasureLink(to.node, wish);
         match directory.peers.ask(from.node, &message, MEASUREMENT_PATIENCE).await {
             Ok(ControlReply::Measured(json)) => serde_json::from_str(&json).map_err(|error| error.to_string()),
             Ok(ControlReply::Refused(reason)) => Err(reason),
@@ -358,14 +353,13 @@ impl Cluster {
 }
 
 /// The two ends of a KV path that is to be measured.
-fn ends_of<'n>(
-    nodes: &'n [NodeEntry],
-    to: &str,
-    from: Option<&str>,
-) -> Result<(&'n NodeEntry, &'n NodeEntry), String> {
+fn ends_of<'n>(nodes: &'n [NodeEntry], to: &str, from: Option<&str>) -> Result<(&'n NodeEntry, &'n NodeEntry), String> {
     let find = |name: &str| {
         let names = || nodes.iter().map(|entry| entry.name.as_str()).collect::<Vec<_>>().join(", ");
-        nodes.iter().find(|entry| entry.name == name).ok_or_else(|| format!("no node is named {name}: there are {}", names()))
+        nodes
+            .iter()
+            .find(|entry| entry.name == name)
+            .ok_or_else(|| format!("no node is named {name}: there are {}", names()))
     };
     let to = find(to)?;
     if !to.roles.contains(Role::Prefill) && !to.roles.contains(Role::Decode) {

@@ -8,8 +8,8 @@ use relevo_gpu::cpu::KvPool;
 use relevo_gpu::model::KvMemory;
 use relevo_transport::{BareLink, Frame, FrameSender};
 use relevo_wire::{
-    BlockIndex, BlockKib, ControlMessage, ControlReply, ElementType, Epoch, KvBlocksHeader, KvLayout, LayerIndex,
-    LeaseId, NodeId, PROTOCOL_VERSION, ToProbe, checksum,
+    BlockIndex, ControlMessage, ControlReply, ElementType, Epoch, KvBlocksHeader, KvLayout, LayerIndex, LeaseId,
+    LinkBench, NodeId, PROTOCOL_VERSION, ToProbe, checksum,
 };
 use tokio::task::spawn_blocking;
 
@@ -25,9 +25,6 @@ const POOL_BYTES: usize = 128 << 20;
 /// Blocks of a frame: a layer of a chunk of 512 tokens.
 const FRAME_BLOCKS: usize = 32;
 
-/// Pairs of rounds.
-const ROUNDS: usize = 12;
-
 /// Longest that a round is to take, on a link that is slow.
 const ROUND_TIME: Duration = Duration::from_millis(400);
 
@@ -36,7 +33,7 @@ const ROUND_TRIPS: usize = 4000;
 const ROUND_TRIPS_TIME: Duration = Duration::from_secs(2);
 
 /// The block whose way there and back is timed.
-const SMALL_BLOCK_KIB: BlockKib = 4;
+const SMALL_BLOCK_KIB: u32 = 4;
 
 /// How long a frame, a copy or a step may take.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -48,23 +45,24 @@ const DEADLINE: Duration = Duration::from_secs(10);
 pub(crate) async fn measure(
     directory: &Arc<Directory>,
     to: NodeId,
-    block_kib: Option<BlockKib>,
+    LinkBench { block_kib, rounds }: LinkBench,
 ) -> Result<LinkMeasurement, String> {
-    let peer = directory.peers.find(to).ok_or("there is no link to it")?;
+    let peer = directory.peers.find(to).ok_or("there is no link to that node")?;
     let layout = match block_kib {
         Some(block_kib) => layout_of(block_kib),
         None => directory.links.layout().ok_or("this node has no peers")?,
     };
     let path = Path { directory: Arc::clone(directory), peer };
     // Whatever ends this, the peer's memory comes free: at the latest when nothing is heard of it.
-    let measured = path.measure(layout).await;
+    let measured = path.measure(layout, rounds).await;
     path.directory.links.end_link(probe_device(directory.node), to);
     let closed = path.step(ToProbe::Close).await;
-    measured.and_then(|measurement| closed.map(|_| measurement))
+    let told = measured.and_then(|measurement| closed.map(|_| measurement));
+    told.map_err(|reason| format!("{}: {reason}", path.peer.name))
 }
 
 /// One KV head in a few layers, whose keys and values make a block of so many KiB.
-fn layout_of(block_kib: BlockKib) -> KvLayout {
+fn layout_of(block_kib: u32) -> KvLayout {
     let dim = block_kib * 16;
     KvLayout { num_layers: 1, num_kv_heads: 1, key_dim: dim, value_dim: dim, element: ElementType::F16 }
 }
@@ -75,14 +73,14 @@ struct Path {
 }
 
 impl Path {
-    async fn measure(&self, layout: KvLayout) -> Result<LinkMeasurement, String> {
+    async fn measure(&self, layout: KvLayout, rounds: u32) -> Result<LinkMeasurement, String> {
         let num_blocks = (POOL_BYTES / layout.block_bytes().max(1)).clamp(1, 1 << 16);
         let mut kv = self.open(layout, num_blocks, FRAME_BLOCKS).await?;
         let mut copies = self.bare_link().await?;
         let mut num_frames = kv.frames_in_time().await?;
         copies.copy(kv.pieces(num_frames), DEADLINE).await.map_err(|error| error.to_string())?;
         let (mut pushed, mut copied) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds {
             let round = kv.push_round(num_frames).await?;
             // A link that has become slow.
             num_frames = if round.took > 2 * ROUND_TIME { num_frames.div_ceil(2) } else { num_frames };
@@ -101,7 +99,7 @@ impl Path {
             carrier,
             block_bytes: layout.layer_block_bytes() as u64,
             frame_blocks,
-            rounds: ROUNDS as u64,
+            rounds: u64::from(rounds),
             mtu: u64::from(copies.path().mtu),
             kv: Transfer::of(&pushed, &mut frames, path),
             bare: Transfer::of(&copied, &mut bare, Some(copies.path())),
@@ -133,8 +131,8 @@ impl Path {
         match self.peer.remote.ask(&ControlMessage::Probe(step), DEADLINE).await {
             Ok(ControlReply::Probed { lease, processor_ns }) => Ok((lease, processor_ns)),
             Ok(ControlReply::Refused(reason)) => Err(reason),
-            Ok(_) => Err(format!("{} takes part in no measurements", self.peer.name)),
-            Err(error) => Err(format!("{}: {error}", self.peer.name)),
+            Ok(_) => Err("it takes part in no measurements".to_owned()),
+            Err(error) => Err(error.to_string()),
         }
     }
 
@@ -163,7 +161,8 @@ fn noise(layout: KvLayout, num_blocks: usize) -> Result<Arc<KvPool>, String> {
     let pool = KvPool::shareable(layout, num_blocks).map_err(|error| error.to_string())?;
     let mut block = vec![0_u8; layout.layer_block_bytes()];
     let mut word = 1_u64;
-    for (layer, index) in (0..layout.num_layers).flat_map(|layer| (0..num_blocks as u32).map(move |index| (layer, index)))
+    for (layer, index) in
+        (0..layout.num_layers).flat_map(|layer| (0..num_blocks as u32).map(move |index| (layer, index)))
     {
         for place in block.chunks_exact_mut(8) {
             word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

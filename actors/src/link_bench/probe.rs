@@ -67,8 +67,7 @@ impl LinkProbe {
             Ok::<_, String>((Arc::new(pool), vec![1; layout.block_bytes() * num_blocks as usize]))
         });
         let (pool, memory) = made.await.map_err(|error| error.to_string())??;
-        *self.guest() =
-            Some(Guest { node: from, lease: LeaseId(0), pool, memory: Some(memory), heard: clock::now() });
+        *self.guest() = Some(Guest { node: from, lease: LeaseId(0), pool, memory: Some(memory), heard: clock::now() });
         self.again(from)
     }
 

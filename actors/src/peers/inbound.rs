@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use relevo_transport::identity::PeerIdentity;
 use relevo_wire::{
-    BlockKib, ControlMessage, ControlReply, DeviceId, LeaseId, NodeId, Order, Renewed, Stepping, ToDecode, ToGateway, ToPrefill,
+    ControlMessage, ControlReply, DeviceId, LeaseId, LinkBench, NodeId, Order, Renewed, Stepping, ToDecode, ToGateway,
+    ToPrefill,
 };
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -48,7 +49,7 @@ pub(super) async fn take(directory: &Arc<Directory>, sender: &Sender, message: C
         ControlMessage::Renew(request) => return renew(directory, sender, request).await,
         ControlMessage::AskMemoryLink => return invite(directory, sender),
         ControlMessage::Probe(step) => return directory.link_probe.take(sender.node, step).await,
-        ControlMessage::MeasureLink(to, block_kib) => return measure(directory, to, block_kib).await,
+        ControlMessage::MeasureLink(to, wish) => return measure(directory, to, wish).await,
     }
     ControlReply::Taken
 }
@@ -156,8 +157,8 @@ async fn renew(directory: &Directory, sender: &Sender, request: Vec<u8>) -> Cont
     }
 }
 
-async fn measure(directory: &Arc<Directory>, to: NodeId, block_kib: Option<BlockKib>) -> ControlReply {
-    match link_bench::measure(directory, to, block_kib).await {
+async fn measure(directory: &Arc<Directory>, to: NodeId, wish: LinkBench) -> ControlReply {
+    match link_bench::measure(directory, to, wish).await {
         Ok(measurement) => told(&measurement, ControlReply::Measured),
         Err(reason) => ControlReply::Refused(reason),
     }

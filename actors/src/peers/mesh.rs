@@ -150,8 +150,7 @@ impl MeshState {
         let (controls, arrivals) = mpsc::channel(ARRIVALS);
         let (endpoint, directory) = (self.network.endpoint.clone(), Arc::clone(&self.directory));
         let probing = Arc::clone(&directory);
-        let memory_of =
-            move |peer: &PeerIdentity| probing.link_probe.memory_of(NodeId::of_name(peer.name.as_str()));
+        let memory_of = move |peer: &PeerIdentity| probing.link_probe.memory_of(NodeId::of_name(peer.name.as_str()));
         let sink_of = move |peer: &PeerIdentity| PeerSink::of(&directory, peer).map(Arc::new);
         self.tasks.spawn(async move {
             endpoint

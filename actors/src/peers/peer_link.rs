@@ -213,7 +213,8 @@ impl PeerLinkState {
         } else if !*link.is_reachable.borrow() && now.since(link.since) >= SESSION_PATIENCE {
             self.take_down("its session does not begin").await;
         } else {
-            let total = link.connection.path().sent_bytes + self.arguments.directory.links.delivered_bytes_to(self.node);
+            let total =
+                link.connection.path().sent_bytes + self.arguments.directory.links.delivered_bytes_to(self.node);
             if let Some(rate) = link.rate.at(total, now) {
                 link.sent_bytes_per_s.store(rate, Ordering::Relaxed);
             }

@@ -68,7 +68,9 @@ pub(super) fn may_say(sender: &Sender, message: &ControlMessage) -> bool {
         ControlMessage::TellPrefixes(_) => sender.plays(Role::Gateway),
         ControlMessage::Left(device, _) => sender.computes() && sender.owns(*device),
         ControlMessage::AskMemoryLink | ControlMessage::Probe(_) => sender.plays(Role::Prefill),
-        ControlMessage::Order(_) | ControlMessage::MeasureLink(..) => sender.plays(Role::Gateway) || sender.plays(Role::Operator),
+        ControlMessage::Order(_) | ControlMessage::MeasureLink(..) => {
+            sender.plays(Role::Gateway) || sender.plays(Role::Operator)
+        }
         ControlMessage::AskTrace(request) => sender.plays(Role::Gateway) && request.gateway() == sender.node,
         ControlMessage::AskStatus => {
             sender.plays(Role::Gateway) || sender.plays(Role::Coordinator) || sender.plays(Role::Operator)
@@ -81,8 +83,8 @@ pub(super) fn may_say(sender: &Sender, message: &ControlMessage) -> bool {
 #[cfg(test)]
 mod tests {
     use relevo_wire::{
-        ClusterMap, DeviceRole, Epoch, GenerateRequest, GrantedLease, HandOver, Instant64, LeaseId, Order, PrefixBatch,
-        PrefixChange, PrefixWords, RequestId, SamplingParams, SentRequest, Stepping, TenantId, ToProbe,
+        ClusterMap, DeviceRole, Epoch, GenerateRequest, GrantedLease, HandOver, Instant64, LeaseId, LinkBench, Order,
+        PrefixBatch, PrefixChange, PrefixWords, RequestId, SamplingParams, SentRequest, Stepping, TenantId, ToProbe,
     };
 
     use super::*;
@@ -148,7 +150,7 @@ mod tests {
             (ControlMessage::Renew(Vec::new()), Role::ALL.to_vec()),
             (ControlMessage::AskMemoryLink, vec![Prefill]),
             (ControlMessage::Probe(ToProbe::Again), vec![Prefill]),
-            (ControlMessage::MeasureLink(NodeId(1), None), vec![Gateway, Operator]),
+            (ControlMessage::MeasureLink(NodeId(1), LinkBench { block_kib: None, rounds: 1 }), vec![Gateway, Operator]),
             (ControlMessage::AskTrace(sequence.request), vec![Gateway]),
         ]
     }

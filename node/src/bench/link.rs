@@ -1,7 +1,7 @@
 //! `relevo bench link NODE`: what the KV path to a node carries, beside a bare copy on the same link. The nodes measure; this asks and prints.
 
 use relevo_actors::link_bench::{LinkMeasurement, Ratio, Transfer};
-use relevo_wire::{BlockKib, MAX_BLOCK_KIB};
+use relevo_wire::{MAX_BLOCK_KIB, MAX_ROUNDS};
 use serde_json::{Value, json};
 
 use crate::cli::Failure;
@@ -21,7 +21,10 @@ pub struct LinkArgs {
     from: Option<String>,
     /// Size of a layer's KV block, instead of the model's own
     #[arg(long, value_name = "KIB", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_BLOCK_KIB)))]
-    block_kib: Option<BlockKib>,
+    block_kib: Option<u32>,
+    /// Rounds of each kind, in turns; one takes up to a second or so
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_ROUNDS)))]
+    rounds: u32,
     #[command(flatten)]
     server: ServerArgs,
     /// Print the gateway's own JSON
@@ -34,7 +37,7 @@ pub struct LinkArgs {
 /// # Errors
 /// See [`Failure`].
 pub(super) async fn run(args: &LinkArgs) -> Result<(), Failure> {
-    let mut wish = json!({ "node": args.node });
+    let mut wish = json!({ "node": args.node, "rounds": args.rounds });
     if let Some(from) = &args.from {
         wish["from"] = json!(from);
     }

@@ -1,7 +1,7 @@
 //! `GET /openapi.json`: the description of every route and field, made from the tables that the routes and checks read.
 
 use axum::response::Response;
-use relevo_wire::MAX_BLOCK_KIB;
+use relevo_wire::{MAX_BLOCK_KIB, MAX_ROUNDS};
 use serde_json::{Map, Value, json};
 
 use super::answer;
@@ -216,6 +216,7 @@ fn schemas() -> Value {
         ]},
         "LinkToMeasure": object(&["node"], &json!({
             "node": text, "from": text, "block_kib": {"type": "integer", "minimum": 1, "maximum": MAX_BLOCK_KIB},
+            "rounds": {"type": "integer", "minimum": 1, "maximum": MAX_ROUNDS},
         })),
         "LinkMeasurement": {"type": "object", "required": ["from", "to", "carrier", "kv", "bare", "cpu_ratio"], "properties": {
             "from": text, "to": text, "carrier": text, "kv": {"type": "object"}, "bare": {"type": "object"},

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
 use relevo_actors::traces::MAX_REQUESTS;
-use relevo_wire::{BlockKib, DeviceRole, MAX_BLOCK_KIB, Order};
+use relevo_wire::{DeviceRole, LinkBench, MAX_BLOCK_KIB, MAX_ROUNDS, Order};
 use serde::{Deserialize, Serialize};
 
 use super::Service;
@@ -51,7 +51,14 @@ pub(super) async fn trace(State(service): State<Arc<Service>>, Path(name): Path<
 struct LinkToMeasure {
     node: String,
     from: Option<String>,
-    block_kib: Option<BlockKib>,
+    block_kib: Option<u32>,
+    #[serde(default = "default_rounds")]
+    rounds: u32,
+}
+
+/// Enough to see how far they differ.
+const fn default_rounds() -> u32 {
+    12
 }
 
 /// `POST /relevo/bench/link`: what the KV path to a node carries; takes some seconds.
@@ -59,12 +66,15 @@ pub(super) async fn bench_link(State(service): State<Arc<Service>>, request: Req
     let backend = service.backend()?;
     let body = read_json(&service, request).await?;
     let body: LinkToMeasure = serde_json::from_slice(&body.bytes).map_err(|_| {
-        ApiError::bad_json(r#"Expected {"node": NODE}, and if you like "from": NODE and "block_kib": N."#)
+        ApiError::bad_json(r#"Expected {"node": NODE}, and if you like "from": NODE, "block_kib": N and "rounds": N."#)
     })?;
-    if body.block_kib.is_some_and(|block_kib| !(1..=MAX_BLOCK_KIB).contains(&block_kib)) {
-        return Err(ApiError::bad_json(format!("\"block_kib\" is between 1 and {MAX_BLOCK_KIB}.")));
+    let LinkToMeasure { node, from, block_kib, rounds } = body;
+    let fits = block_kib.is_none_or(|block_kib| (1..=MAX_BLOCK_KIB).contains(&block_kib));
+    if !fits || !(1..=MAX_ROUNDS).contains(&rounds) {
+        let message = format!("\"block_kib\" is between 1 and {MAX_BLOCK_KIB}, \"rounds\" between 1 and {MAX_ROUNDS}.");
+        return Err(ApiError::bad_json(message));
     }
-    let measured = (backend.measure_link)(body.node, body.from, body.block_kib).await;
+    let measured = (backend.measure_link)(node, from, LinkBench { block_kib, rounds }).await;
     answer::json(&measured.map_err(ApiError::order_refused)?)
 }
 

@@ -10,7 +10,7 @@ use relevo_actors::gateway::Gateway;
 use relevo_actors::link_bench::LinkMeasurement;
 use relevo_actors::status::ClusterStatus;
 use relevo_actors::traces::{RecentSpans, RequestTrace};
-use relevo_wire::{BlockKib, Order, TokenId};
+use relevo_wire::{LinkBench, Order, TokenId};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -36,13 +36,9 @@ pub type TraceReader = Box<dyn Fn(String) -> Pin<Box<dyn Future<Output = Option<
 pub(super) type OrderTaker =
     Box<dyn Fn(Order) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
 
-/// Has a link measured: to the first node, from the second if it is said which, with blocks of so many KiB or the model's own.
+/// Has a link measured: to the first node, from the second if it is said which.
 pub(super) type LinkMeter = Box<
-    dyn Fn(
-            String,
-            Option<String>,
-            Option<BlockKib>,
-        ) -> Pin<Box<dyn Future<Output = Result<LinkMeasurement, String>> + Send>>
+    dyn Fn(String, Option<String>, LinkBench) -> Pin<Box<dyn Future<Output = Result<LinkMeasurement, String>> + Send>>
         + Send
         + Sync,
 >;

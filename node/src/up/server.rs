@@ -105,9 +105,9 @@ impl Door {
                 let cluster = Arc::clone(&ordered);
                 Box::pin(async move { cluster.order(order).await })
             }),
-            measure_link: Box::new(move |to, from, block_kib| {
+            measure_link: Box::new(move |to, from, wish| {
                 let cluster = Arc::clone(&measured);
-                Box::pin(async move { cluster.measure_link(&to, from.as_deref(), block_kib).await })
+                Box::pin(async move { cluster.measure_link(&to, from.as_deref(), wish).await })
             }),
         });
     }

@@ -28,11 +28,12 @@ async fn every_route_of_the_issue_is_described() {
         "/openapi.json",
         "/relevo/status",
         "/relevo/order",
+        "/relevo/bench/link",
         "/relevo/trace/{request}",
     ] {
         assert!(paths.contains(&path), "{path}");
     }
-    assert_eq!(paths.len(), 13, "{paths:?}");
+    assert_eq!(paths.len(), 14, "{paths:?}");
 }
 
 #[tokio::test]

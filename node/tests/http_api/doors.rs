@@ -236,7 +236,9 @@ async fn the_cluster_is_administered_on_a_loopback_address_only() {
     world.address.set_port(listener.local_addr().unwrap().port());
     let shutdown = world.shutdown.clone();
     world.tasks.spawn(async move { serve(listener, service.into(), shutdown).await.unwrap() });
-    for (method, path) in [("GET", "/relevo/trace/request-1"), ("POST", "/relevo/order")] {
+    for (method, path) in
+        [("GET", "/relevo/trace/request-1"), ("POST", "/relevo/order"), ("POST", "/relevo/bench/link")]
+    {
         let request = world.request(method, path).header("authorization", format!("Bearer {KEY}"));
         let reply = world.send(request.body(Full::default()).unwrap()).await;
         assert_eq!((reply.status.as_u16(), &*reply.error().1), (403, "not_from_here"), "{path}");

@@ -100,7 +100,8 @@ impl World {
         let status = Box::new(|| Box::pin(async { ClusterStatus::default() }) as _);
         let order = Box::new(|_| Box::pin(async { Err("there is no coordinator".to_owned()) }) as _);
         let trace = Box::new(|_| Box::pin(async { None }) as _);
-        self.service.open(Backend { gateway, model, status, spans: Arc::default(), trace, order });
+        let measure_link = Box::new(|_, _, _| Box::pin(async { Err("there is one node".to_owned()) }) as _);
+        self.service.open(Backend { gateway, model, status, spans: Arc::default(), trace, order, measure_link });
         submissions
     }
 

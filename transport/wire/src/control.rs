@@ -52,16 +52,25 @@ pub enum ControlMessage {
     /// From the gateway that minted it: what has been done for this request where you are?
     AskTrace(RequestId),
     /// From a gateway or an operator, to a node that may prefill: what does your KV path to this node carry?
-    MeasureLink(NodeId, Option<BlockKib>),
+    MeasureLink(NodeId, LinkBench),
     /// From the node that measures: a step of that, at the other end of the path.
     Probe(ToProbe),
 }
 
-/// The size of a layer's block in KiB, instead of the model's own.
-pub type BlockKib = u32;
+/// How a link is to be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
+pub struct LinkBench {
+    /// The size of a layer's block in KiB, instead of the model's own: at most [`MAX_BLOCK_KIB`].
+    pub block_kib: Option<u32>,
+    /// Rounds of each kind, at most [`MAX_ROUNDS`].
+    pub rounds: u32,
+}
 
-/// The largest of them.
-pub const MAX_BLOCK_KIB: BlockKib = 1024;
+/// The largest block that a link is measured with.
+pub const MAX_BLOCK_KIB: u32 = 1024;
+
+/// Most rounds of a measurement.
+pub const MAX_ROUNDS: u32 = 60;
 
 /// What the far end of a measurement is asked for. All are answered by [`ControlReply::Probed`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -238,11 +247,21 @@ impl ControlMessage {
             Self::Renew(request) => {
                 within("the length of a certificate request", request.len() <= MAX_CERTIFICATE_REQUEST_BYTES)
             }
-            Self::MeasureLink(_, Some(block_kib)) => within("the size of a block", (1..=MAX_BLOCK_KIB).contains(block_kib)),
+            Self::MeasureLink(_, LinkBench { block_kib, rounds }) => {
+                within(
+                    "the size of a block",
+                    block_kib.is_none_or(|block_kib| (1..=MAX_BLOCK_KIB).contains(&block_kib)),
+                )?;
+                within("the number of rounds", (1..=MAX_ROUNDS).contains(rounds))
+            }
             Self::Probe(ToProbe::Open(layout, num_blocks)) => {
                 let block = layout.checked_layer_block_bytes();
-                let bytes = block.and_then(|block| block.checked_mul(layout.num_layers as usize)?.checked_mul(*num_blocks as usize));
-                within("the memory for a measurement", bytes.is_some_and(|bytes| (1..=MAX_PROBE_BYTES).contains(&bytes)))
+                let bytes = block
+                    .and_then(|block| block.checked_mul(layout.num_layers as usize)?.checked_mul(*num_blocks as usize));
+                within(
+                    "the memory for a measurement",
+                    bytes.is_some_and(|bytes| (1..=MAX_PROBE_BYTES).contains(&bytes)),
+                )
             }
             _ => Ok(()),
         }

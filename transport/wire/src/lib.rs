@@ -20,9 +20,9 @@ pub use cluster::{
     Beat, ClusterMap, DeviceFacts, DeviceRole, Heartbeat, Hello, MapEntry, ModelFacts, NodeEntry, Standing,
 };
 pub use control::{
-    BlockKib, ControlMessage, ControlReply, MAX_BLOCK_KIB, MAX_CERTIFICATE_REQUEST_BYTES, MAX_CONTROL_BYTES, MAX_PROBE_BYTES,
-    MAX_TOKEN_BYTES, MemoryInvitation, MessageError, Order, Renewed, Stepping, ToDecode, ToGateway, ToPrefill, ToProbe,
-    TokenBatch,
+    ControlMessage, ControlReply, LinkBench, MAX_BLOCK_KIB, MAX_CERTIFICATE_REQUEST_BYTES, MAX_CONTROL_BYTES,
+    MAX_PROBE_BYTES, MAX_ROUNDS, MAX_TOKEN_BYTES, MemoryInvitation, MessageError, Order, Renewed, Stepping, ToDecode,
+    ToGateway, ToPrefill, ToProbe, TokenBatch,
 };
 pub use ids::{DeviceId, Epoch, LeaseId, MapVersion, NodeId, NotAnId, RequestId, SequenceId, TenantId, TokenId};
 pub use kv::{BLOCK_TOKENS, BlockIndex, ElementType, KvLayout, LayerIndex, blocks_for_tokens};

@@ -4,9 +4,7 @@ use rkyv::rancor::Error as RkyvError;
 use rkyv::util::AlignedVec;
 
 use crate::kv::ArchivedElementType;
-use crate::{
-    BlockIndex, DeviceId, ElementType, Epoch, KvLayout, LayerIndex, LeaseId, RequestId, SequenceId,
-};
+use crate::{BlockIndex, DeviceId, ElementType, Epoch, KvLayout, LayerIndex, LeaseId, RequestId, SequenceId};
 
 /// Version of every frame; two that differ by more than one do not talk.
 pub const PROTOCOL_VERSION: u16 = 1;
