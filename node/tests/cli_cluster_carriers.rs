@@ -204,3 +204,27 @@ fn a_peer_that_shares_no_memory_gets_blocks_by_quic_or_from_those_who_insist_non
         assert!(said.contains(words) || said.contains(&words.replace('\\', "")), "{said}");
     }
 }
+
+/// Its blocks leave all at once, and no frame announces so many.
+#[test]
+fn a_cached_prefix_of_thousands_of_blocks_is_handed_over() {
+    let world = World::new();
+    std::fs::write(world.script(), "tokens = \"echo\"\nmax_context_tokens = 300000\n").unwrap();
+    let long = body(&prompt().repeat(1500), 20);
+    let alone = world.alone();
+    let expected = stream(&alone.url, &long, usize::MAX, || {});
+    stop(alone);
+    for carrier in ["quic", "shm"] {
+        let cluster = world.cluster_by("1p1d", carrier);
+        let url = &cluster.url;
+        // The decode worker gets nothing of this one, and of the next one all.
+        let first = body(&prompt().repeat(1500), 1);
+        assert_eq!(stream(url, &first, usize::MAX, || {}), expected[..1], "{carrier}");
+        assert_eq!(stream(url, &long, usize::MAX, || {}), expected, "{carrier}");
+        assert_eq!(Scrape::of(url).sum("relevo_replays_total", "").unwrap_or(0), 0, "{carrier}");
+        let blocks = u64::try_from(prompt().len() * 1500 / 16).unwrap();
+        assert!(world.sent("prefill-0", carrier) >= blocks * 2 * 2 * 4 * 16, "{carrier}");
+        eventually("the cluster is at rest", || is_at_rest(url, 2));
+        stop(cluster);
+    }
+}

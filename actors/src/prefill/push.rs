@@ -19,6 +19,12 @@ use crate::traces::Hop;
 /// Jobs that a pusher holds: two chunks' worth of layers of a small model. More makes the engine wait, not the memory grow.
 pub(crate) const PUSH_CAPACITY: usize = 64;
 
+/// Blocks of a frame at most: what announces them stays well below the longest header.
+const FRAME_BLOCKS: usize = 1024;
+
+/// Bytes of a frame at most, but for a block that has more: a slow network carries them well within the deadline.
+const FRAME_BYTES: usize = 8 << 20;
+
 /// How long a frame may take to be answered.
 const PUSH_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -124,13 +130,24 @@ impl Pusher {
         }
     }
 
+    /// Blocks that were in the prefix cache leave all at once, and may be more than a frame can announce.
     async fn push(&self, job: PushJob) -> Result<(), PushError> {
-        let header = self.header(&job).ok_or(PushError::Mismatch)?;
+        let block_bytes = self.layout.layer_block_bytes().max(1);
+        let most = (FRAME_BYTES / block_bytes).clamp(1, FRAME_BLOCKS);
+        for (index, blocks) in job.blocks.chunks(most).enumerate() {
+            self.push_frame(&job, index * most, blocks).await?;
+        }
+        Ok(())
+    }
+
+    /// The job's blocks from `skipped` on.
+    async fn push_frame(&self, job: &PushJob, skipped: usize, blocks: &[Bytes]) -> Result<(), PushError> {
+        let header = self.header(job, skipped, blocks).ok_or(PushError::Mismatch)?;
         let mut resends = 0;
         loop {
             // Asked for each frame, since one that was closed is replaced.
             let link = self.directory.frame_link(self.from, self.to).await.ok_or(PushError::Closed)?;
-            let frame = Frame::new(&header, job.blocks.clone()).map_err(PushError::Malformed)?;
+            let frame = Frame::new(&header, blocks.to_vec()).map_err(PushError::Malformed)?;
             let num_bytes = frame.payload_bytes();
             match self.send(&link, frame).await {
                 Ok(()) => {
@@ -162,9 +179,9 @@ impl Pusher {
         link.push(frame, PUSH_DEADLINE).await
     }
 
-    fn header(&self, job: &PushJob) -> Option<KvBlocksHeader> {
-        let first = job.first_block as usize;
-        let targets = job.lease.blocks.get(first..first.checked_add(job.blocks.len())?)?;
+    fn header(&self, job: &PushJob, skipped: usize, blocks: &[Bytes]) -> Option<KvBlocksHeader> {
+        let first = (job.first_block as usize).checked_add(skipped)?;
+        let targets = job.lease.blocks.get(first..first.checked_add(blocks.len())?)?;
         Some(KvBlocksHeader {
             protocol: PROTOCOL_VERSION,
             sequence: job.sequence,
@@ -172,10 +189,10 @@ impl Pusher {
             lease: job.lease.lease,
             epoch: job.lease.epoch,
             layer: job.layer,
-            first_block: job.first_block,
+            first_block: u32::try_from(first).ok()?,
             blocks: targets.to_vec(),
             layout: self.layout,
-            checksums: job.blocks.iter().map(|block| checksum(block)).collect(),
+            checksums: blocks.iter().map(|block| checksum(block)).collect(),
         })
     }
 }
