@@ -214,7 +214,10 @@ impl PrefillCore {
         if self.sequences.contains_key(&request.sequence) || self.aborted.contains_key(&request.sequence) {
             return;
         }
-        let destination = if decode == self.device { Destination::SamePool } else { Destination::Remote };
+        // Of one that ends with its first token nothing is decoded: no lease is asked for, and no block travels.
+        let ends_here = request.max_tokens as usize <= request.generated.len() + 1;
+        let is_local = decode == self.device || ends_here;
+        let destination = if is_local { Destination::SamePool } else { Destination::Remote };
         let sequence = request.sequence;
         self.sequences.insert(sequence, Prefilling { request: Arc::clone(&request), decode, stage: Stage::Submitted });
         effects.push(PrefillEffect::Prefill { request, destination });

@@ -56,6 +56,27 @@ fn on_the_same_device_nothing_is_leased() {
 }
 
 #[test]
+fn for_what_ends_with_its_first_token_nothing_is_leased_elsewhere() {
+    for (max_tokens, generated, destination) in [
+        (0, vec![], Destination::SamePool),
+        (1, vec![], Destination::SamePool),
+        (4, vec![7, 7, 7], Destination::SamePool),
+        (2, vec![], Destination::Remote),
+        (4, vec![7, 7], Destination::Remote),
+    ] {
+        let request = Arc::new(GenerateRequest { max_tokens, generated, ..(*request(1)).clone() });
+        let mut core = PrefillCore::new(HERE);
+        let admit = PrefillEvent::Admit { request: Arc::clone(&request), decode: THERE };
+        let effects = drive(&mut core, [admit, finished(1, false)], Instant64(0));
+        assert_eq!(
+            effects,
+            [PrefillEffect::Prefill { request, destination }, PrefillEffect::Started(sequence(1))],
+            "{max_tokens}"
+        );
+    }
+}
+
+#[test]
 fn a_lease_is_asked_for_when_the_first_chunk_is_due_and_handed_over_with_the_first_token() {
     let mut core = PrefillCore::new(HERE);
     drive(&mut core, [PrefillEvent::Admit { request: request(1), decode: THERE }], Instant64(0));
