@@ -7,7 +7,7 @@ ARGS ?=
 SHAPE ?= 2p2d
 
 .DEFAULT_GOAL := help
-.PHONY: help tools up cluster build test fmt lint soak chaos bench bench-peer bench-overhead bench-link python-env deny advisories example-config clean
+.PHONY: help tools up cluster build test fmt lint soak chaos bench bench-peer bench-overhead bench-link bench-gateway python-env deny advisories example-config clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ bench: build ## The bare engine's speed on the default model
 
 bench-peer: build ## Relevo and llama.cpp side by side, interleaved (builds llama.cpp once)
 	scripts/bench-against-llama-cpp
+
+bench-gateway: ## What the gateway costs for a request and for a token, against scripted devices
+	$(CARGO) build --quiet --release --locked -p relevo --bins --example gateway_bench
+	target/release/examples/gateway_bench
 
 bench-link: build ## What KV blocks between two processes cost, beside a bare copy
 	scripts/bench-link

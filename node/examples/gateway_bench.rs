@@ -1,0 +1,259 @@
+//! What the gateway costs, against scripted devices in processes of their own: requests a second, its processor time for a request and for a streamed
+//! token, and the pauses between tokens beside those of a bare SSE server on hyper. `make bench-gateway` builds both and runs this.
+//!
+//! Client, gateway, prefill and decode share the machine's cores; the gateway's processor time is its process's own.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "figures are what it is for"
+)]
+#![allow(dead_code, unused_imports, reason = "the tests' helpers are more than this needs")]
+
+#[path = "../tests/program/mod.rs"]
+mod program;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use axum::Router;
+use axum::response::sse::{Event, Sse};
+use axum::routing::post;
+use futures_util::stream;
+use relevo_actors::clock;
+use relevo_wire::Instant64;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use program::Server;
+use program::local_cluster::{World, status};
+
+/// Requests open at a time.
+const CONCURRENCY: usize = 16;
+
+const NUM_SHORT: usize = 30_000;
+const NUM_LONG: usize = 1500;
+const LONG_BYTES: usize = 220_000;
+
+/// Tokens of a stream, and how far they are apart.
+const STREAM_TOKENS: usize = 3000;
+const PACE: Duration = Duration::from_millis(2);
+
+/// What a streamed token's event is like.
+const EVENT: &str = r#"{"id":"cmpl-0123456789abcdef0123456789abcdef","object":"text_completion","created":1764000000,"model":"scripted","choices":[{"index":0,"text":"a","logprobs":null,"finish_reason":null}]}"#;
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    if std::env::args().nth(1).is_some_and(|argument| argument == "echo") {
+        return runtime.block_on(echo());
+    }
+    runtime.block_on(measure());
+}
+
+async fn measure() {
+    let world = World::new();
+    let script = |text: &str| std::fs::write(world.script(), text).unwrap();
+    script("tokens = \"echo\"\n");
+    let cluster = start_cluster(&world, "128MiB");
+    let address: SocketAddr = cluster.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let gateway = status(&cluster.url)["nodes"][0]["pid"].as_u64().unwrap();
+
+    let short = json!({"prompt": "a short prompt", "max_tokens": 1, "temperature": 0});
+    let tokenize = json!({"prompt": "a short prompt"});
+    // Warm, and then in turns.
+    load(address, "/v1/completions", &short, NUM_SHORT / 10).await;
+    for round in 1..=3 {
+        let (rate, cpu) = measured(gateway, load(address, "/v1/completions", &short, NUM_SHORT), NUM_SHORT).await;
+        let (read_rate, read_cpu) =
+            measured(gateway, load(address, "/tokenize", &tokenize, NUM_SHORT), NUM_SHORT).await;
+        println!(
+            "{round}. short requests: {rate:.0} a second, {cpu:.0} us of the gateway each; the same text through /tokenize: \
+             {read_rate:.0} a second, {read_cpu:.0} us; between them {:.0} us",
+            cpu - read_cpu
+        );
+    }
+    drop(cluster);
+
+    script(&format!("tokens = \"echo\"\nfixed_us = {}\n", PACE.as_micros()));
+    let cluster = start_cluster(&world, "128MiB");
+    let address: SocketAddr = cluster.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let gateway = status(&cluster.url)["nodes"][0]["pid"].as_u64().unwrap();
+    let body = json!({"prompt": "a short prompt", "max_tokens": STREAM_TOKENS, "temperature": 0, "stream": true});
+    let mut echo = start_echo();
+    let echo_address = echo_address(&mut echo);
+    for round in 1..=3 {
+        let before = processor_us(gateway);
+        let gaps = streams(address, "/v1/completions", &body).await;
+        let cpu = (processor_us(gateway) - before) / (gaps.len() as f64);
+        let before = processor_us(u64::from(echo.id()));
+        let echoed = streams(echo_address, "/", &body).await;
+        let echo_cpu = (processor_us(u64::from(echo.id())) - before) / (echoed.len() as f64);
+        println!(
+            "{round}. {CONCURRENCY} streams, a token every {PACE:?}: {cpu:.1} us of the gateway a token, gaps {}; bare SSE on hyper: \
+             {echo_cpu:.1} us, gaps {}",
+            told(gaps),
+            told(echoed)
+        );
+    }
+    echo.kill().unwrap();
+    echo.wait().unwrap();
+    drop(cluster);
+
+    script("tokens = \"echo\"\nmax_context_tokens = 1048576\n");
+    let cluster = start_cluster(&world, "512MiB");
+    let address: SocketAddr = cluster.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let gateway = status(&cluster.url)["nodes"][0]["pid"].as_u64().unwrap();
+    let long = json!({"prompt": "a prompt of many bytes. ".repeat(LONG_BYTES / 24), "max_tokens": 1, "temperature": 0});
+    load(address, "/v1/completions", &long, CONCURRENCY).await;
+    let (rate, cpu) = measured(gateway, load(address, "/v1/completions", &long, NUM_LONG), NUM_LONG).await;
+    println!("prompts of {LONG_BYTES} bytes, a token each: {rate:.0} a second, {cpu:.0} us of the gateway each");
+}
+
+fn start_cluster(world: &World, kv_memory: &str) -> Server {
+    let empty = world.folder.path().join("relevo.toml");
+    std::fs::write(&empty, "").unwrap();
+    let arguments = ["--local-cluster", "1p1d", "--device", &world.device(), "--kv-memory", kv_memory];
+    Server::with_config(&empty, &[&arguments[..], &["--data-dir", world.folder.path().to_str().unwrap()]].concat())
+}
+
+/// How many a second, and what each costs a process in microseconds.
+async fn measured(pid: u64, load: impl Future<Output = ()>, count: usize) -> (f64, f64) {
+    let (began, before) = (clock::now(), processor_us(pid));
+    load.await;
+    let took = clock::now().since(began).as_secs_f64();
+    (count as f64 / took, (processor_us(pid) - before) / count as f64)
+}
+
+/// Processor time of a process, in microseconds; Linux counts a hundred ticks a second for its users.
+fn processor_us(pid: u64) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit(") ").next().unwrap().split(' ');
+    fields.skip(11).take(2).map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() * 1e4
+}
+
+/// As many requests of one kind, over connections that stay.
+async fn load(address: SocketAddr, path: &'static str, body: &Value, count: usize) {
+    let request = request(path, body);
+    let mut clients = JoinSet::new();
+    for lane in 0..CONCURRENCY {
+        let (request, count) = (request.clone(), (count + CONCURRENCY - 1 - lane) / CONCURRENCY);
+        clients.spawn(async move {
+            let mut client = Client::connect(address).await;
+            for _ in 0..count {
+                client.exchange(&request).await;
+            }
+        });
+    }
+    clients.join_all().await;
+}
+
+/// The gaps between the events of streams that run at a time.
+async fn streams(address: SocketAddr, path: &'static str, body: &Value) -> Vec<Duration> {
+    let request = request(path, body);
+    let mut clients = JoinSet::new();
+    for _ in 0..CONCURRENCY {
+        let request = request.clone();
+        clients.spawn(async move { Client::connect(address).await.stream(&request).await });
+    }
+    clients.join_all().await.into_iter().flatten().collect()
+}
+
+fn told(mut gaps: Vec<Duration>) -> String {
+    gaps.sort_unstable();
+    let at = |share: f64| gaps[(gaps.len() as f64 * share) as usize].as_secs_f64() * 1e3;
+    format!("p50 {:.2}, p99 {:.2}, p99.9 {:.2} ms", at(0.5), at(0.99), at(0.999))
+}
+
+fn request(path: &str, body: &Value) -> Vec<u8> {
+    let body = body.to_string();
+    let length = body.len();
+    format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}")
+        .into_bytes()
+}
+
+struct Client {
+    socket: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    async fn connect(address: SocketAddr) -> Self {
+        let socket = TcpStream::connect(address).await.unwrap();
+        socket.set_nodelay(true).unwrap();
+        Self { socket, buffer: Vec::with_capacity(1 << 16) }
+    }
+
+    /// A request, and its whole answer.
+    async fn exchange(&mut self, request: &[u8]) {
+        self.buffer.clear();
+        self.socket.write_all(request).await.unwrap();
+        loop {
+            assert_ne!(
+                self.socket.read_buf(&mut self.buffer).await.unwrap(),
+                0,
+                "{}",
+                String::from_utf8_lossy(&self.buffer)
+            );
+            let Some(end) = find(&self.buffer, b"\r\n\r\n") else { continue };
+            let head = std::str::from_utf8(&self.buffer[..end]).unwrap().to_ascii_lowercase();
+            assert!(head.starts_with("http/1.1 200"), "{}", String::from_utf8_lossy(&self.buffer));
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+            if self.buffer.len() >= end + 4 + length.parse::<usize>().unwrap() {
+                return;
+            }
+        }
+    }
+
+    /// A request, and the gaps between what comes of its stream: several events that come at once are one.
+    async fn stream(&mut self, request: &[u8]) -> Vec<Duration> {
+        self.socket.write_all(request).await.unwrap();
+        let (mut gaps, mut last) = (Vec::with_capacity(STREAM_TOKENS), None::<Instant64>);
+        loop {
+            self.buffer.clear();
+            assert_ne!(self.socket.read_buf(&mut self.buffer).await.unwrap(), 0);
+            let now = clock::now();
+            if find(&self.buffer, b"\"text\":").is_some() {
+                gaps.extend(last.map(|last| now.since(last)));
+                last = Some(now);
+            }
+            if find(&self.buffer, b"[DONE]").is_some() {
+                return gaps;
+            }
+        }
+    }
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|window| window == needle)
+}
+
+fn start_echo() -> Child {
+    let mut echo = Command::new(std::env::current_exe().unwrap());
+    echo.arg("echo").stdout(Stdio::piped()).spawn().unwrap()
+}
+
+fn echo_address(echo: &mut Child) -> SocketAddr {
+    program::wait_for_line(echo.stdout.take().unwrap(), |line| line.contains("127.0.0.1")).trim().parse().unwrap()
+}
+
+/// A server that sends as many events as a stream has tokens, at their pace, and does nothing else.
+async fn echo() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    println!("{}", listener.local_addr().unwrap());
+    let events = || async {
+        let ticks = tokio::time::interval(PACE);
+        let events = stream::unfold((ticks, 0), |(mut ticks, index)| async move {
+            ticks.tick().await;
+            let text = if index == STREAM_TOKENS { "[DONE]" } else { EVENT };
+            (index <= STREAM_TOKENS).then(|| (Ok::<_, Infallible>(Event::default().data(text)), (ticks, index + 1)))
+        });
+        Sse::new(events)
+    };
+    axum::serve(listener, Router::new().route("/", post(events))).await.unwrap();
+}
