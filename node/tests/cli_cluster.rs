@@ -4,10 +4,10 @@
 
 mod program;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use program::local_cluster::{
-    World, body, busy_decoder, eventually, is_at_rest, node, pid, prompt, status, stop, stream,
+    SCRIPT, World, body, busy_decoder, eventually, is_at_rest, node, pid, prompt, status, stop, stream,
 };
 use program::{Scrape, finish, kill, post, relevo};
 use relevo_actors::clock;
@@ -178,6 +178,56 @@ fn issue(authority: &Path, name: &str, out: &Path) {
     assert!(issued.status.success(), "{issued:?}");
 }
 
+/// Settings of one more node that would decode, with this identity.
+fn stranger_settings(world: &World, identity: &Path, device: &str) -> PathBuf {
+    let gateway = world.settings("gateway");
+    let seed = gateway["node"]["listen"].as_str().unwrap();
+    let free = program::test_ports::free_udp();
+    let settings = format!(
+        "[node]\nroles = [\"decode\"]\nlisten = \"{free}\"\nseeds = [\"{seed}\"]\nidentity = \"{}\"\nstate_dir = \"{}\"\n\
+         [[device]]\nkind = \"{device}\"\n",
+        identity.display(),
+        world.folder.path().join("state").display(),
+    );
+    let path = world.folder.path().join("stranger.toml");
+    std::fs::write(&path, settings).unwrap();
+    path
+}
+
+/// Its certificate is good, and what it would do with KV blocks is not.
+#[test]
+fn a_node_that_serves_another_model_or_has_other_blocks_is_refused_and_both_sides_say_why() {
+    let world = World::new();
+    let cluster = world.cluster("1p1d");
+    let expected = stream(&cluster.url, &body(&prompt(), 40), usize::MAX, || {});
+    let folder = world.folder.path();
+    let authority = world.settings_path("gateway").parent().unwrap().join("ca");
+    let identity = folder.join("misfit");
+    issue(&authority, "misfit", &identity);
+    for (reason, change, words) in [
+        ("kv_layout", ("key_dim = 32", "key_dim = 16"), "its KV blocks are"),
+        ("model", ("num_layers", "tokens = \"echo\"\nnum_layers"), "it serves"),
+    ] {
+        let other = folder.join("other.toml");
+        std::fs::write(&other, SCRIPT.replace(change.0, change.1)).unwrap();
+        let path = stranger_settings(&world, &identity, &format!("scripted:{}", other.display()));
+        let mut child = relevo(["node", "--config"]).arg(&path).spawn().unwrap();
+        eventually("it is refused", || {
+            let label = format!("reason=\"{reason}\"");
+            Scrape::of(&cluster.url).sum("relevo_peers_refused_total", &label).is_some_and(|count| count > 0)
+        });
+        assert_eq!(node(&status(&cluster.url), "misfit"), &Value::Null, "{reason}");
+        assert_eq!(stream(&cluster.url, &body(&prompt(), 40), usize::MAX, || {}), expected, "{reason}");
+        child.kill().unwrap();
+        let told = child.wait_with_output().unwrap();
+        let told = String::from_utf8(told.stderr).unwrap();
+        assert!(told.contains(words), "{reason}: {told}");
+    }
+    eventually("the cluster is at rest", || is_at_rest(&cluster.url, 2));
+    let end = cluster.stop("TERM");
+    assert!(end.stderr.contains("misfit") && end.stderr.contains("it serves"), "{end:?}");
+}
+
 #[test]
 fn a_node_of_another_cluster_is_refused_and_counted() {
     let world = World::new();
@@ -186,18 +236,7 @@ fn a_node_of_another_cluster_is_refused_and_counted() {
     let (authority, stranger) = (folder.join("other-ca"), folder.join("stranger"));
     assert!(finish(relevo(["ca", "init", "--dir"]).arg(&authority)).status.success());
     issue(&authority, "decode-0", &stranger);
-    let gateway = world.settings("gateway");
-    let seed = gateway["node"]["listen"].as_str().unwrap();
-    let free = program::test_ports::free_udp();
-    let settings = format!(
-        "[node]\nroles = [\"decode\"]\nlisten = \"{free}\"\nseeds = [\"{seed}\"]\nidentity = \"{}\"\nstate_dir = \"{}\"\n\
-         [[device]]\nkind = \"{}\"\n",
-        stranger.display(),
-        folder.join("state").display(),
-        world.device()
-    );
-    let path = folder.join("stranger.toml");
-    std::fs::write(&path, settings).unwrap();
+    let path = stranger_settings(&world, &stranger, &world.device());
     let mut child = relevo(["node", "--config"]).arg(&path).spawn().unwrap();
     eventually("it is refused", || {
         Scrape::of(&cluster.url).sum("relevo_peers_refused_total", "").is_some_and(|count| count > 0)

@@ -53,6 +53,9 @@ pub(super) enum HelloError {
     Silent,
     #[error(transparent)]
     Lost(#[from] ControlError),
+    /// Its reason is in words for the operator there.
+    #[error("it ended the connection: {0}")]
+    Parted(String),
 }
 
 impl HelloError {
@@ -67,13 +70,13 @@ impl HelloError {
             Self::Itself => "itself",
             Self::Malformed(_) => "malformed_hello",
             Self::Silent => "silent",
-            Self::Lost(_) => "lost",
+            Self::Lost(_) | Self::Parted(_) => "lost",
         }
     }
 
     /// Whether it would be the same at the next try.
     pub(super) const fn is_lasting(&self) -> bool {
-        !matches!(self, Self::Silent | Self::Lost(_))
+        !matches!(self, Self::Silent | Self::Lost(_) | Self::Parted(_))
     }
 }
 
@@ -82,6 +85,14 @@ pub(super) async fn greet(network: &Network, connection: ControlConnection) -> R
     let greeted = timeout(PATIENCE, exchange(network, &connection)).await.unwrap_or(Err(HelloError::Silent));
     match greeted {
         Ok((hello, writer, reader)) => Ok(Greeted { connection, hello, writer, reader }),
+        // A stream that breaks does not say why; the connection does, if it was closed.
+        Err(HelloError::Lost(error)) => match timeout(PATIENCE, connection.closed()).await {
+            Ok(reason) => Err(HelloError::Parted(reason)),
+            Err(_) => {
+                connection.close(&error.to_string());
+                Err(error.into())
+            }
+        },
         Err(error) => {
             connection.close(&error.to_string());
             Err(error)

@@ -45,7 +45,7 @@ pub(crate) enum MeshMessage {
     Seeded(SocketAddr, ControlConnection),
     /// Who is in the cluster.
     Learn(Vec<NodeEntry>),
-    /// A seed was dialled in vain, for this reason.
+    /// A seed was dialled in vain, or a coordinator does not want this node, for this reason.
     NotSeeded(SocketAddr, String),
     /// Time went by.
     Tick,
@@ -270,7 +270,9 @@ async fn greet_arrivals(
             let name = connection.peer().name.clone();
             match hello::greet(&network, connection).await {
                 Ok(greeted) => drop(mesh.cast(MeshMessage::Greeted(Box::new(greeted)))),
-                Err(HelloError::Lost(error)) => tracing::debug!(peer = %name, %error, "has gone before its hello"),
+                Err(error @ (HelloError::Lost(_) | HelloError::Parted(_))) => {
+                    tracing::debug!(peer = %name, %error, "has gone before its hello")
+                }
                 Err(error) => peer_link::report(&name, &error),
             }
         });

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 
 use super::facade::{FacadeActor, FacadeArguments, FacadeMessage};
 use super::hello::{self, Greeted, HelloError, own_beat};
+use super::mesh::MeshMessage;
 use super::network::Network;
 use super::permission::Sender;
 use super::remote_ref::RemoteRef;
@@ -31,6 +32,9 @@ use crate::policy::rate::Rate;
 
 /// Why a link ends whose node stops in good order; the peer hears it.
 pub(crate) const GOODBYE: &str = "the node stops";
+
+/// Why a connection is closed beside which there is another; the peer hears it.
+const LINKED: &str = "there is a link already";
 
 /// How often a peer's silence is looked at, and whether to dial it.
 const TICK: Duration = Duration::from_millis(50);
@@ -246,16 +250,22 @@ impl PeerLinkState {
     fn dialled(&mut self, connection: ControlConnection) {
         while self.greeting.try_join_next().is_some() {}
         if self.link.is_some() || !self.greeting.is_empty() {
-            return connection.close("there is a link already");
+            return connection.close(LINKED);
         }
-        let (network, name, myself) =
-            (self.arguments.network.clone(), self.arguments.name.clone(), self.myself.clone());
+        let PeerLinkArguments { directory, network, name, .. } = self.arguments.clone();
+        let myself = self.myself.clone();
         self.greeting.spawn(async move {
+            let (address, is_coordinator) = (connection.address(), connection.peer().roles.contains(Role::Coordinator));
             let message = match hello::greet(&network, connection).await {
                 Ok(greeted) => PeerLinkMessage::Connected(Box::new(greeted)),
                 Err(error) => {
                     report(&name, &error);
-                    PeerLinkMessage::NotConnected(error.to_string())
+                    let reason = error.to_string();
+                    if is_coordinator && !reason.contains(LINKED) {
+                        // One that is being restarted dials it anew.
+                        let _ = directory.mesh.cast(MeshMessage::NotSeeded(address, reason.clone()));
+                    }
+                    PeerLinkMessage::NotConnected(reason)
                 }
             };
             // Fails when this node stops.
@@ -276,7 +286,7 @@ impl PeerLinkState {
             let is_same = greeted.hello.incarnation == link.hello.incarnation;
             let is_second = is_same && self.is_preferred(&link.connection) && !self.is_preferred(&greeted.connection);
             if is_older || is_second {
-                greeted.connection.close("there is a link already");
+                greeted.connection.close(LINKED);
                 return Ok(());
             }
             self.take_down("another connection takes its place").await;
