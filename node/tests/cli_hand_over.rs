@@ -1,11 +1,16 @@
-//! A process that ends at a step of a hand-over, for each step that a role actor takes: its stream goes on elsewhere and shows nothing of it.
+//! A process that ends at a step of a hand-over, for each step that a role actor takes, and an engine that hangs in a process that lives: its stream goes on
+//! elsewhere and shows nothing of it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 mod program;
 
+use std::time::Duration;
+
 use program::Scrape;
-use program::local_cluster::{World, body, eventually, is_at_rest, prompt, stream};
+use program::local_cluster::{World, body, eventually, is_at_rest, prompt, status, stop, stream};
+use relevo_actors::clock;
+use serde_json::Value;
 
 /// The steps that a fault switch can end a process at.
 const STEPS: [&str; 5] = ["admitted", "lease-wanted", "lease-asked", "lease-granted", "handed-over"];
@@ -34,4 +39,31 @@ fn at_whichever_step_of_a_hand_over_a_worker_dies_its_stream_goes_on_with_the_sa
         assert!(errors.all(|line| line.contains("fault switch: the process ends")), "{}", end.stderr);
         std::fs::remove_dir_all(world.folder.path().join("data")).unwrap();
     }
+}
+
+/// Its process answers, beats and holds its links meanwhile.
+#[test]
+fn an_engine_that_hangs_under_a_live_process_is_replaced_while_its_stream_goes_on() {
+    const HANGS: Duration = Duration::from_secs(60);
+    let world = World::new();
+    let expected = world.expected(120);
+    let alone = world.alone();
+    let device = status(&alone.url)["nodes"][0]["devices"][0]["name"].as_str().unwrap().to_owned();
+    stop(alone);
+    let path = world.folder.path().join("faults.toml");
+    let fault =
+        format!("{{ kind = \"hang-engine\", device = \"{device}\", step = 40, millis = {} }}", HANGS.as_millis());
+    std::fs::write(&path, format!("[router]\nhang_after_ms = 500\n[testing]\nfaults = [{fault}]\n")).unwrap();
+    let cluster = world.cluster_with("2p2d", &["--allow-faults", "--config", path.to_str().unwrap()]);
+    let (url, began) = (&cluster.url, clock::now());
+    // Each decode engine comes to that step once.
+    assert_eq!(stream(url, &body(&prompt(), 120), usize::MAX, || {}), expected);
+    assert!(clock::now().since(began) < HANGS, "it was not waited for");
+    assert!(Scrape::of(url).sum("relevo_replays_total", "").is_some_and(|replays| replays > 0), "one has hung");
+    let pids = |status: &Value| status["nodes"].as_array().unwrap().iter().map(|node| node["pid"].clone()).collect();
+    let before: Vec<Value> = pids(&status(url));
+    eventually("the cluster is at rest", || is_at_rest(url, 4));
+    assert_eq!(stream(url, &body(&prompt(), 120), usize::MAX, || {}), expected, "on engines that were replaced");
+    assert_eq!(pids(&status(url)), before, "no process was started again");
+    assert!(cluster.stop("TERM").status.success());
 }

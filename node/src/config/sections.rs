@@ -69,6 +69,8 @@ section! {
         max_running_requests: u32 = 256;
         /// How long a lease of KV blocks lives without news from its writer, in milliseconds: 10 to 600000.
         lease_ms: u32 = 10_000;
+        /// How long an engine with work may go without computing a layer before it is replaced and its streams go on elsewhere, in milliseconds: 100 to 600000. A layer of a full chunk of a large model takes a CPU about a second.
+        hang_after_ms: u32 = 30_000;
     }
 }
 
