@@ -1,5 +1,6 @@
 //! What the gateway costs, against scripted devices in processes of their own: requests a second, its processor time for a request and for a streamed
-//! token, and the pauses between tokens beside those of a bare SSE server on hyper. `make bench-gateway` builds both and runs this.
+//! token, the pauses between tokens beside those of a bare SSE server on hyper, and what becomes of three times the load that the workers bear.
+//! `make bench-gateway` builds both and runs this.
 //!
 //! Client, gateway, prefill and decode share the machine's cores; the gateway's processor time is its process's own.
 
@@ -41,6 +42,10 @@ const NUM_SHORT: usize = 30_000;
 const NUM_LONG: usize = 1500;
 const LONG_BYTES: usize = 220_000;
 
+/// Requests that show the peak, and how long three times that many come.
+const NUM_PEAK: usize = 500;
+const OVERLOADED: Duration = Duration::from_secs(10);
+
 /// Tokens of a stream, and how far they are apart.
 const STREAM_TOKENS: usize = 3000;
 const PACE: Duration = Duration::from_millis(2);
@@ -60,7 +65,7 @@ async fn measure() {
     let world = World::new();
     let script = |text: &str| std::fs::write(world.script(), text).unwrap();
     script("tokens = \"echo\"\n");
-    let cluster = start_cluster(&world, "128MiB");
+    let cluster = start_cluster(&world, "128MiB", "");
     let address: SocketAddr = cluster.url.strip_prefix("http://").unwrap().parse().unwrap();
     let gateway = status(&cluster.url)["nodes"][0]["pid"].as_u64().unwrap();
 
@@ -81,7 +86,7 @@ async fn measure() {
     drop(cluster);
 
     script(&format!("tokens = \"echo\"\nfixed_us = {}\n", PACE.as_micros()));
-    let cluster = start_cluster(&world, "128MiB");
+    let cluster = start_cluster(&world, "128MiB", "");
     let address: SocketAddr = cluster.url.strip_prefix("http://").unwrap().parse().unwrap();
     let gateway = status(&cluster.url)["nodes"][0]["pid"].as_u64().unwrap();
     let body = json!({"prompt": "a short prompt", "max_tokens": STREAM_TOKENS, "temperature": 0, "stream": true});
@@ -106,20 +111,65 @@ async fn measure() {
     drop(cluster);
 
     script("tokens = \"echo\"\nmax_context_tokens = 1048576\n");
-    let cluster = start_cluster(&world, "512MiB");
+    let cluster = start_cluster(&world, "512MiB", "");
     let address: SocketAddr = cluster.url.strip_prefix("http://").unwrap().parse().unwrap();
     let gateway = status(&cluster.url)["nodes"][0]["pid"].as_u64().unwrap();
     let long = json!({"prompt": "a prompt of many bytes. ".repeat(LONG_BYTES / 24), "max_tokens": 1, "temperature": 0});
     load(address, "/v1/completions", &long, CONCURRENCY).await;
     let (rate, cpu) = measured(gateway, load(address, "/v1/completions", &long, NUM_LONG), NUM_LONG).await;
     println!("prompts of {LONG_BYTES} bytes, a token each: {rate:.0} a second, {cpu:.0} us of the gateway each");
+    drop(cluster);
+
+    script("tokens = \"echo\"\nfixed_us = 3000\ndecode_token_us = 200\nprefill_token_us = 20\n");
+    let config = format!("[router]\nmax_running_requests = {CONCURRENCY}\nmax_waiting_requests = {CONCURRENCY}\n");
+    let cluster = start_cluster(&world, "128MiB", &config);
+    let address: SocketAddr = cluster.url.strip_prefix("http://").unwrap().parse().unwrap();
+    for round in 1..=3 {
+        overload(round, address).await;
+    }
 }
 
-fn start_cluster(world: &World, kv_memory: &str) -> Server {
-    let empty = world.folder.path().join("relevo.toml");
-    std::fs::write(&empty, "").unwrap();
+/// As many as the workers can do, then three times as many as that came to, whether or not they are done.
+async fn overload(round: usize, address: SocketAddr) {
+    let body = json!({"prompt": "a prompt that takes a while", "max_tokens": 50, "temperature": 0});
+    let began = clock::now();
+    load(address, "/v1/completions", &body, NUM_PEAK).await;
+    let peak = NUM_PEAK as f64 / clock::now().since(began).as_secs_f64();
+    let request = request("/v1/completions", &body);
+    let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / (3.0 * peak)));
+    let (began, mut asked) = (clock::now(), JoinSet::new());
+    while clock::now().since(began) < OVERLOADED {
+        ticks.tick().await;
+        let request = request.clone();
+        asked.spawn(async move {
+            let (sent, mut client) = (clock::now(), Client::connect(address).await);
+            let status = client.exchange(&request).await;
+            (status, clock::now().since(sent), clock::now())
+        });
+    }
+    let num_asked = asked.len();
+    let answers = asked.join_all().await;
+    let refusals: Vec<_> = answers.iter().filter(|answer| answer.0 == 429).map(|answer| answer.1).collect();
+    let done = answers.iter().filter(|answer| answer.0 == 200);
+    // Those that were done within the time, as those of the peak were.
+    let good =
+        done.clone().filter(|answer| answer.2.since(began) < OVERLOADED).count() as f64 / OVERLOADED.as_secs_f64();
+    println!(
+        "{round}. peak {peak:.1} a second; asked for three times that: {num_asked} requests, {} done, {} refused (429, {}), {good:.1} done a \
+         second, {:.0} % of the peak",
+        done.count(),
+        refusals.len(),
+        told(refusals.clone()),
+        100.0 * good / peak
+    );
+    assert!(answers.iter().all(|answer| [200, 429].contains(&answer.0)), "a request has failed");
+}
+
+fn start_cluster(world: &World, kv_memory: &str, config: &str) -> Server {
+    let path = world.folder.path().join("relevo.toml");
+    std::fs::write(&path, config).unwrap();
     let arguments = ["--local-cluster", "1p1d", "--device", &world.device(), "--kv-memory", kv_memory];
-    Server::with_config(&empty, &[&arguments[..], &["--data-dir", world.folder.path().to_str().unwrap()]].concat())
+    Server::with_config(&path, &[&arguments[..], &["--data-dir", world.folder.path().to_str().unwrap()]].concat())
 }
 
 /// How many a second, and what each costs a process in microseconds.
@@ -146,7 +196,7 @@ async fn load(address: SocketAddr, path: &'static str, body: &Value, count: usiz
         clients.spawn(async move {
             let mut client = Client::connect(address).await;
             for _ in 0..count {
-                client.exchange(&request).await;
+                assert_eq!(client.exchange(&request).await, 200);
             }
         });
     }
@@ -189,8 +239,8 @@ impl Client {
         Self { socket, buffer: Vec::with_capacity(1 << 16) }
     }
 
-    /// A request, and its whole answer.
-    async fn exchange(&mut self, request: &[u8]) {
+    /// A request, and its whole answer, of which the status is told.
+    async fn exchange(&mut self, request: &[u8]) -> u16 {
         self.buffer.clear();
         self.socket.write_all(request).await.unwrap();
         loop {
@@ -202,10 +252,9 @@ impl Client {
             );
             let Some(end) = find(&self.buffer, b"\r\n\r\n") else { continue };
             let head = std::str::from_utf8(&self.buffer[..end]).unwrap().to_ascii_lowercase();
-            assert!(head.starts_with("http/1.1 200"), "{}", String::from_utf8_lossy(&self.buffer));
             let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
             if self.buffer.len() >= end + 4 + length.parse::<usize>().unwrap() {
-                return;
+                return head.split(' ').nth(1).unwrap().parse().unwrap();
             }
         }
     }
