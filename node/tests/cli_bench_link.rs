@@ -6,7 +6,9 @@ mod program;
 
 use std::process::{Child, Command};
 
-use program::local_cluster::{World, body, eventually, is_at_rest, node, pid, prompt, status, stop, stream};
+use program::local_cluster::{
+    World, body, eventually, is_at_rest, node, num_pools_read, pid, prompt, status, stop, stream,
+};
 use program::{finish, finished, kill, relevo};
 use serde_json::Value;
 
@@ -63,6 +65,9 @@ fn a_link_is_measured_while_it_serves_and_nothing_stays_of_it() {
         assert_eq!(measured(&url, &["decode-0", "--rounds", "1"])["block_bytes"], 64 * 2 * 16);
         assert_eq!(stream(&url, &body(&prompt(), 300), usize::MAX, || {}), expected, "{carrier}: afterwards");
         eventually("the cluster is at rest", || is_at_rest(&url, 2));
+        // The one that the streams' blocks come from, and no longer those of the measurements.
+        let pools = usize::from(carrier == "shm");
+        eventually("no further pool is read", || num_pools_read(pid(&url, "decode-0")) == pools);
         stop(cluster);
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use program::local_cluster::{
-    World, body, busy_decoder, eventually, is_at_rest, node, pid, prompt, status, stop, stream,
+    World, body, busy_decoder, eventually, is_at_rest, node, num_pools_read, pid, prompt, status, stop, stream,
 };
 use program::{Scrape, Server, finish, kill, relevo};
 
@@ -49,13 +49,6 @@ impl World {
 
 fn tokens(url: &str, num_tokens: u32) -> Vec<String> {
     stream(url, &body(&prompt(), num_tokens), usize::MAX, || {})
-}
-
-/// How many pools of other processes a process can read.
-fn num_pools_read(pid: u32) -> usize {
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    // A pool of its own can be written, too.
-    maps.lines().filter(|map| map.contains(" r--s ") && map.contains("memfd:relevo-kv")).count()
 }
 
 /// What carries blocks from one node to another.

@@ -1,7 +1,7 @@
 //! A link's sending end, whatever carries the frames; and the carrier within a process: the receiver gets the sender's own buffers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use relevo_wire::FrameError;
@@ -25,13 +25,44 @@ pub struct FrameSender {
 
 /// Where a carrier with a connection leaves the way to what that one measures.
 #[derive(Clone, Default)]
-pub(crate) struct PathSlot(Arc<OnceLock<Box<dyn Fn() -> PathFacts + Send + Sync>>>);
+pub(crate) struct PathSlot(Arc<Mutex<Path>>);
+
+#[derive(Default)]
+enum Path {
+    /// No carrier has a connection, or none yet.
+    #[default]
+    None,
+    /// It has.
+    Open(Box<dyn Fn() -> PathFacts + Send>),
+    /// It had. A connection that is kept would pin what it had not sent.
+    Was(PathFacts),
+}
 
 impl PathSlot {
-    /// Once for each link.
-    pub(crate) fn set(&self, path: impl Fn() -> PathFacts + Send + Sync + 'static) {
-        // A link has one connection.
-        let _ = self.0.set(Box::new(path));
+    /// There is a connection.
+    pub(crate) fn open(&self, path: impl Fn() -> PathFacts + Send + 'static) {
+        *self.path() = Path::Open(Box::new(path));
+    }
+
+    /// It ends, and is let go of.
+    pub(crate) fn close(&self) {
+        let mut path = self.path();
+        if let Path::Open(open) = &*path {
+            let last = open();
+            *path = Path::Was(last);
+        }
+    }
+
+    fn facts(&self) -> Option<PathFacts> {
+        match &*self.path() {
+            Path::None => None,
+            Path::Open(path) => Some(path()),
+            Path::Was(facts) => Some(*facts),
+        }
+    }
+
+    fn path(&self) -> MutexGuard<'_, Path> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -136,9 +167,9 @@ impl FrameSender {
         self.delivered.load(Ordering::Relaxed)
     }
 
-    /// What its connection has measured, if it has one.
+    /// What its connection has measured, if it has or had one.
     pub fn path(&self) -> Option<PathFacts> {
-        self.path.0.get().map(|path| path())
+        self.path.facts()
     }
 
     /// Frames that it holds now, from when they were accepted until they are answered, and at most.

@@ -260,12 +260,13 @@ impl Cluster {
         nodes.sort_by(|one, other| one.name.cmp(&other.name));
         let (from, to) = ends_of(&nodes, to, from)?;
         if from.node == directory.node {
-            return link_bench::measure(directory, to.node, wish).await;
+            let measured = link_bench::measure(directory, to.node, wish).await;
+            return measured.map_err(|reason| format!("{}: {reason}", from.name));
         }
         let message = ControlMessage::MeasureLink(to.node, wish);
         match directory.peers.ask(from.node, &message, MEASUREMENT_PATIENCE).await {
             Ok(ControlReply::Measured(json)) => serde_json::from_str(&json).map_err(|error| error.to_string()),
-            Ok(ControlReply::Refused(reason)) => Err(reason),
+            Ok(ControlReply::Refused(reason)) => Err(format!("{}: {reason}", from.name)),
             Ok(_) => Err(format!("{} measures no links", from.name)),
             Err(error) => Err(format!("{}: {error}", from.name)),
         }

@@ -12,17 +12,19 @@ use relevo_wire::{
     LinkBench, NodeId, PROTOCOL_VERSION, ToProbe, checksum,
 };
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::figures::{LinkMeasurement, Ratio, Round, Transfer};
 use super::{probe_device, probe_sequence, processor_ns};
 use crate::clock;
 use crate::cluster::Directory;
 use crate::peers::Peer;
+use crate::prefill::FRAME_BYTES;
 
 /// About what is pushed under one lease: beyond the caches.
 const POOL_BYTES: usize = 128 << 20;
 
-/// Blocks of a frame: a layer of a chunk of 512 tokens.
+/// Blocks of a frame, but for large ones: a layer of a chunk of 512 tokens.
 const FRAME_BLOCKS: usize = 32;
 
 /// Longest that a round is to take, on a link that is slow.
@@ -38,6 +40,12 @@ const SMALL_BLOCK_KIB: u32 = 4;
 /// How long a frame, a copy or a step may take.
 const DEADLINE: Duration = Duration::from_secs(10);
 
+/// No round begins after that, on a link that is slow.
+const ROUNDS_TIME: Duration = Duration::from_secs(25);
+
+/// How long all of it may take: less than who asks for it waits.
+const MEASUREMENT_DEADLINE: Duration = Duration::from_secs(50);
+
 /// Measures the way to a node.
 ///
 /// # Errors
@@ -47,18 +55,22 @@ pub(crate) async fn measure(
     to: NodeId,
     LinkBench { block_kib, rounds }: LinkBench,
 ) -> Result<LinkMeasurement, String> {
+    let Ok(_alone) = directory.link_probe.measuring.try_lock() else {
+        return Err("it measures a link already: try again when that is done".to_owned());
+    };
     let peer = directory.peers.find(to).ok_or("there is no link to that node")?;
     let layout = match block_kib {
         Some(block_kib) => layout_of(block_kib),
         None => directory.links.layout().ok_or("this node has no peers")?,
     };
+    // Only lengths count here, and a CPU's pool holds no bf16.
+    let element = if layout.element == ElementType::Bf16 { ElementType::F16 } else { layout.element };
     let path = Path { directory: Arc::clone(directory), peer };
-    // Whatever ends this, the peer's memory comes free: at the latest when nothing is heard of it.
-    let measured = path.measure(layout, rounds).await;
-    path.directory.links.end_link(probe_device(directory.node), to);
-    let closed = path.step(ToProbe::Close).await;
-    let told = measured.and_then(|measurement| closed.map(|_| measurement));
-    told.map_err(|reason| format!("{}: {reason}", path.peer.name))
+    let measuring = timeout(MEASUREMENT_DEADLINE, path.measure(KvLayout { element, ..layout }, rounds));
+    let measured = measuring.await.unwrap_or_else(|_| Err(format!("not done within {MEASUREMENT_DEADLINE:?}")));
+    // If it is not heard, the peer's memory comes free when nothing is heard of this node for a while.
+    let _ = path.step(ToProbe::Close).await;
+    measured
 }
 
 /// One KV head in a few layers, whose keys and values make a block of so many KiB.
@@ -72,15 +84,24 @@ struct Path {
     peer: Arc<Peer>,
 }
 
+/// Whoever gives up a measurement leaves no link of its behind.
+impl Drop for Path {
+    fn drop(&mut self) {
+        self.directory.links.end_link(probe_device(self.directory.node), self.peer.node);
+    }
+}
+
 impl Path {
     async fn measure(&self, layout: KvLayout, rounds: u32) -> Result<LinkMeasurement, String> {
         let num_blocks = (POOL_BYTES / layout.block_bytes().max(1)).clamp(1, 1 << 16);
-        let mut kv = self.open(layout, num_blocks, FRAME_BLOCKS).await?;
+        let frame_blocks = (FRAME_BYTES / layout.layer_block_bytes().max(1)).clamp(1, FRAME_BLOCKS);
+        let mut kv = self.open(layout, num_blocks, frame_blocks).await?;
         let mut copies = self.bare_link().await?;
         let mut num_frames = kv.frames_in_time().await?;
         copies.copy(kv.pieces(num_frames), DEADLINE).await.map_err(|error| error.to_string())?;
         let (mut pushed, mut copied) = (Vec::new(), Vec::new());
-        for _ in 0..rounds {
+        let began = clock::now();
+        while pushed.len() < rounds as usize && clock::now().since(began) < ROUNDS_TIME {
             let round = kv.push_round(num_frames).await?;
             // A link that has become slow.
             num_frames = if round.took > 2 * ROUND_TIME { num_frames.div_ceil(2) } else { num_frames };
@@ -88,8 +109,8 @@ impl Path {
             copied.push(kv.copy_round(&mut copies, num_frames).await?);
         }
         let (cpu_ratio, rate_ratio) = (Ratio::of_cpu(&pushed, &copied), Ratio::of_rates(&pushed, &copied));
-        let frame_blocks = kv.frame_blocks.min(num_blocks) as u64;
-        let (carrier, path) = (kv.link.carrier().to_owned(), kv.link.path());
+        let carrier = kv.link.carrier().to_owned();
+        let (path, bare_path) = (kv.link.path(), copies.path());
         drop(kv);
         let (mut frames, mut bare) = self.round_trips(&mut copies).await?;
         Ok(LinkMeasurement {
@@ -98,11 +119,11 @@ impl Path {
             address: self.peer.listen.to_string(),
             carrier,
             block_bytes: layout.layer_block_bytes() as u64,
-            frame_blocks,
-            rounds: u64::from(rounds),
-            mtu: u64::from(copies.path().mtu),
+            frame_blocks: frame_blocks.min(num_blocks) as u64,
+            rounds: pushed.len() as u64,
+            mtu: u64::from(bare_path.mtu),
             kv: Transfer::of(&pushed, &mut frames, path),
-            bare: Transfer::of(&copied, &mut bare, Some(copies.path())),
+            bare: Transfer::of(&copied, &mut bare, Some(bare_path)),
             cpu_ratio,
             rate_ratio,
         })
@@ -130,9 +151,9 @@ impl Path {
     async fn step(&self, step: ToProbe) -> Result<(LeaseId, u64), String> {
         match self.peer.remote.ask(&ControlMessage::Probe(step), DEADLINE).await {
             Ok(ControlReply::Probed { lease, processor_ns }) => Ok((lease, processor_ns)),
-            Ok(ControlReply::Refused(reason)) => Err(reason),
-            Ok(_) => Err("it takes part in no measurements".to_owned()),
-            Err(error) => Err(error.to_string()),
+            Ok(ControlReply::Refused(reason)) => Err(format!("{}: {reason}", self.peer.name)),
+            Ok(_) => Err(format!("{} takes part in no measurements", self.peer.name)),
+            Err(error) => Err(format!("{}: {error}", self.peer.name)),
         }
     }
 
@@ -240,7 +261,8 @@ impl Pushes<'_> {
     }
 
     async fn push(&self, index: usize) -> Result<(), String> {
-        self.link.push(self.frame(index)?, DEADLINE).await.map_err(|error| error.to_string())
+        let pushed = self.link.push(self.frame(index)?, DEADLINE).await;
+        pushed.map_err(|error| format!("a frame to {}: {error}", self.path.peer.name))
     }
 
     async fn push_round(&mut self, num_frames: usize) -> Result<Round, String> {

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use relevo_gpu::cpu::KvPool;
 use relevo_gpu::model::KvMemory;
+use relevo_transport::BareRoom;
 use relevo_wire::{BlockIndex, ControlReply, Epoch, GrantedLease, Instant64, KvLayout, LeaseId, NodeId, ToProbe};
+use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
 use super::{probe_device, probe_sequence, processor_ns};
@@ -20,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 pub(crate) struct LinkProbe {
     landing: Arc<LandingStrip>,
     guest: Mutex<Option<Guest>>,
+    /// Held while this node measures a link of its own.
+    pub(super) measuring: tokio::sync::Mutex<()>,
 }
 
 /// The one who measures.
@@ -27,9 +31,16 @@ struct Guest {
     node: NodeId,
     lease: LeaseId,
     pool: Arc<dyn KvMemory>,
-    /// For its bare copies, once.
-    memory: Option<Vec<u8>>,
+    copies: Copies,
     heard: Instant64,
+}
+
+/// A guest's bare copies.
+enum Copies {
+    /// To go there.
+    Awaited(Vec<u8>),
+    /// A connection has the memory, until this is dropped.
+    Under(oneshot::Sender<()>),
 }
 
 impl LinkProbe {
@@ -57,18 +68,32 @@ impl LinkProbe {
     }
 
     async fn open(&self, from: NodeId, layout: KvLayout, num_blocks: u32) -> Result<LeaseId, String> {
-        if self.guest().as_ref().is_some_and(|guest| guest.node != from) {
-            return Err("another node measures its link to it: try again when that is done".to_owned());
-        }
-        self.part_from(from);
+        let copies = self.part_for(from)?;
         // Pages that are there are part of what is measured, and making them takes a while.
         let made = spawn_blocking(move || {
             let pool = KvPool::new(layout, num_blocks as usize).map_err(|error| error.to_string())?;
-            Ok::<_, String>((Arc::new(pool), vec![1; layout.block_bytes() * num_blocks as usize]))
+            let num_bytes = layout.block_bytes() * num_blocks as usize;
+            Ok::<_, String>((Arc::new(pool), copies.unwrap_or_else(|| Copies::Awaited(vec![1; num_bytes]))))
         });
-        let (pool, memory) = made.await.map_err(|error| error.to_string())??;
-        *self.guest() = Some(Guest { node: from, lease: LeaseId(0), pool, memory: Some(memory), heard: clock::now() });
+        let (pool, copies) = made.await.map_err(|error| error.to_string())??;
+        // Another may have been faster.
+        self.part_for(from)?;
+        *self.guest() = Some(Guest { node: from, lease: LeaseId(0), pool, copies, heard: clock::now() });
         self.again(from)
+    }
+
+    /// Ends what this node measured before, but for its bare copies if they go on.
+    fn part_for(&self, from: NodeId) -> Result<Option<Copies>, String> {
+        let mut guest = self.guest();
+        if guest.as_ref().is_some_and(|guest| guest.node != from) {
+            return Err("another node measures its link to it: try again when that is done".to_owned());
+        }
+        let Some(ended) = guest.take() else { return Ok(None) };
+        self.landing.close(ended.lease);
+        Ok(match ended.copies {
+            Copies::Under(over) if over.is_closed() => None,
+            copies => Some(copies),
+        })
     }
 
     /// A lease of all blocks, under which each can be written once.
@@ -93,9 +118,18 @@ impl LinkProbe {
         Ok(act(guest))
     }
 
-    /// Where the bare copies of a node go: to memory that is given away once.
-    pub(crate) fn memory_of(&self, from: NodeId) -> Option<Vec<u8>> {
-        self.guest().as_mut().filter(|guest| guest.node == from)?.memory.take()
+    /// Where the bare copies of a node go: one connection of its, until it has measured.
+    pub(crate) fn room_of(&self, from: NodeId) -> Option<BareRoom> {
+        let mut guest = self.guest();
+        let copies = &mut guest.as_mut().filter(|guest| guest.node == from)?.copies;
+        let (sender, over) = oneshot::channel();
+        match std::mem::replace(copies, Copies::Under(sender)) {
+            Copies::Awaited(memory) => Some(BareRoom { memory, over }),
+            under @ Copies::Under(_) => {
+                *copies = under;
+                None
+            }
+        }
     }
 
     /// Gives the memory back that a node has had.
@@ -119,3 +153,7 @@ impl LinkProbe {
         self.guest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+#[path = "probe/tests.rs"]
+mod tests;

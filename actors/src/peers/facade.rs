@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, pg};
 use ractor_cluster::RactorClusterMessage;
-use relevo_wire::{ControlMessage, ControlReply, MAX_CONTROL_BYTES, MessageError};
+use relevo_wire::{ControlMessage, ControlReply, MAX_CONTROL_BYTES, MessageError, ToProbe};
 use rkyv::rancor::Error as RkyvError;
 use rkyv::util::AlignedVec;
 use subtle::ConstantTimeEq;
@@ -43,8 +43,10 @@ pub(super) struct FacadeArguments {
 
 pub(super) struct FacadeState {
     arguments: FacadeArguments,
-    /// What is being done for the peer that takes longer than others may wait, at most one of them; ends with the link.
-    slow: JoinSet<()>,
+    /// The certificate that is being signed for the peer; ends with the link.
+    renewing: JoinSet<()>,
+    /// The measurement that it takes part in; ends with the link.
+    measuring: JoinSet<()>,
 }
 
 impl Actor for FacadeActor {
@@ -58,7 +60,7 @@ impl Actor for FacadeActor {
         arguments: Self::Arguments,
     ) -> Result<Self::State, ActorProcessingErr> {
         pg::join(arguments.group.clone(), vec![myself.get_cell()]);
-        Ok(FacadeState { arguments, slow: JoinSet::new() })
+        Ok(FacadeState { arguments, renewing: JoinSet::new(), measuring: JoinSet::new() })
     }
 
     async fn handle(
@@ -90,18 +92,18 @@ impl FacadeState {
         if !may_say(sender, &message) {
             return answer(reply, &self.arguments.forbid("not_allowed", "it says what its roles do not allow"));
         }
-        let is_slow =
-            matches!(message, ControlMessage::Renew(_) | ControlMessage::MeasureLink(..) | ControlMessage::Probe(_));
-        if !is_slow {
-            return answer(reply, &inbound::take(directory, sender, message).await);
-        }
-        // It waits for a disk, for memory or for another node, and nothing else is to wait for it.
-        while self.slow.try_join_next().is_some() {}
-        if !self.slow.is_empty() {
+        // They wait for a disk, for memory or for another node, and nothing else is to wait for them.
+        let slow = match message {
+            ControlMessage::Renew(_) => &mut self.renewing,
+            ControlMessage::MeasureLink(..) | ControlMessage::Probe(ToProbe::Open(..)) => &mut self.measuring,
+            message => return answer(reply, &inbound::take(directory, sender, message).await),
+        };
+        while slow.try_join_next().is_some() {}
+        if !slow.is_empty() {
             return answer(reply, &ControlReply::Refused("the one before is not done yet".to_owned()));
         }
         let (directory, sender) = (Arc::clone(directory), sender.clone());
-        self.slow.spawn(async move { answer(reply, &inbound::take(&directory, &sender, message).await) });
+        slow.spawn(async move { answer(reply, &inbound::take(&directory, &sender, message).await) });
     }
 }
 

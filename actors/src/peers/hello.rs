@@ -86,13 +86,15 @@ pub(super) async fn greet(network: &Network, connection: ControlConnection) -> R
     match greeted {
         Ok((hello, writer, reader)) => Ok(Greeted { connection, hello, writer, reader }),
         // A stream that breaks does not say why; the connection does, if it was closed.
-        Err(HelloError::Lost(error)) => match timeout(PATIENCE, connection.closed()).await {
-            Ok(reason) => Err(HelloError::Parted(reason)),
-            Err(_) => {
-                connection.close(&error.to_string());
-                Err(error.into())
+        Err(HelloError::Lost(error)) if !matches!(error, ControlError::TooLong { .. }) => {
+            match timeout(PATIENCE, connection.closed()).await {
+                Ok(reason) => Err(HelloError::Parted(reason)),
+                Err(_) => {
+                    connection.close(&error.to_string());
+                    Err(error.into())
+                }
             }
-        },
+        }
         Err(error) => {
             connection.close(&error.to_string());
             Err(error)

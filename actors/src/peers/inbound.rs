@@ -48,6 +48,9 @@ pub(super) async fn take(directory: &Arc<Directory>, sender: &Sender, message: C
         ControlMessage::AskTrace(request) => return told(&directory.spans_of(request), ControlReply::Trace),
         ControlMessage::Renew(request) => return renew(directory, sender, request).await,
         ControlMessage::AskMemoryLink => return invite(directory, sender),
+        ControlMessage::Probe(_) if directory.devices.is_empty() => {
+            return ControlReply::Refused("it has no device".to_owned());
+        }
         ControlMessage::Probe(step) => return directory.link_probe.take(sender.node, step).await,
         ControlMessage::MeasureLink(to, wish) => return measure(directory, to, wish).await,
     }

@@ -150,11 +150,11 @@ impl MeshState {
         let (controls, arrivals) = mpsc::channel(ARRIVALS);
         let (endpoint, directory) = (self.network.endpoint.clone(), Arc::clone(&self.directory));
         let probing = Arc::clone(&directory);
-        let memory_of = move |peer: &PeerIdentity| probing.link_probe.memory_of(NodeId::of_name(peer.name.as_str()));
+        let room_of = move |peer: &PeerIdentity| probing.link_probe.room_of(NodeId::of_name(peer.name.as_str()));
         let sink_of = move |peer: &PeerIdentity| PeerSink::of(&directory, peer).map(Arc::new);
         self.tasks.spawn(async move {
             endpoint
-                .serve(controls, sink_of, memory_of, |reason| {
+                .serve(controls, sink_of, room_of, |reason| {
                     let reason = reason.map_or("handshake", |reason| reason.label());
                     metrics::counter!("relevo_peers_refused_total", "reason" => reason).increment(1);
                 })

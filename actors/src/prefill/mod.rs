@@ -5,6 +5,6 @@ mod push;
 mod shell;
 
 pub use self::core::{PrefillCore, PrefillEffect, PrefillEvent};
-pub(crate) use push::PushRoutes;
+pub(crate) use push::{FRAME_BYTES, PushRoutes};
 pub use relevo_wire::HandOver;
 pub(crate) use shell::{PrefillActor, PrefillArguments, PrefillMessage};

@@ -23,7 +23,7 @@ pub(crate) const PUSH_CAPACITY: usize = 64;
 const FRAME_BLOCKS: usize = 1024;
 
 /// Bytes of a frame at most, but for a block that has more: a slow network carries them well within the deadline.
-const FRAME_BYTES: usize = 8 << 20;
+pub(crate) const FRAME_BYTES: usize = 8 << 20;
 
 /// How long a frame may take to be answered.
 const PUSH_DEADLINE: Duration = Duration::from_secs(2);

@@ -130,6 +130,13 @@ pub fn pid(url: &str, name: &str) -> u32 {
     u32::try_from(node(&status(url), name)["pid"].as_u64().unwrap()).unwrap()
 }
 
+/// How many pools of other processes a process can read.
+pub fn num_pools_read(pid: u32) -> usize {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    // A pool of its own can be written, too.
+    maps.lines().filter(|map| map.contains(" r--s ") && map.contains("memfd:relevo-kv")).count()
+}
+
 /// The worker that decodes something now.
 pub fn busy_decoder(url: &str) -> String {
     let mut busy = String::new();

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream, VarInt};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::control::PathFacts;
@@ -84,8 +85,25 @@ impl Drop for BareLink {
     }
 }
 
-/// Takes a peer's copies into `memory`, one over the other, until its connection ends.
-pub(super) async fn serve(connection: Connection, mut memory: Vec<u8>, patience: Duration) {
+/// Where a peer's copies go, and until when.
+#[derive(Debug)]
+pub struct BareRoom {
+    /// It is there, and written to from its beginning by each copy.
+    pub memory: Vec<u8>,
+    /// The memory is wanted back when the other half is gone.
+    pub over: oneshot::Receiver<()>,
+}
+
+/// Takes a peer's copies, one over the other, until its connection ends or its time is over.
+pub(super) async fn serve(connection: Connection, room: BareRoom, patience: Duration) {
+    let BareRoom { memory, over } = room;
+    tokio::select! {
+        () = take_all(&connection, memory, patience) => {}
+        _ = over => connection.close(VarInt::from_u32(0), b"the measurement is over"),
+    }
+}
+
+async fn take_all(connection: &Connection, mut memory: Vec<u8>, patience: Duration) {
     let Ok((mut outgoing, mut incoming)) = connection.accept_bi().await else { return };
     loop {
         let mut length = [0; LENGTH_BYTES];

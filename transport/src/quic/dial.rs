@@ -57,9 +57,9 @@ async fn carry_until_lost(
 ) -> Result<(), LinkError> {
     let Dialled { endpoint, config, address, name, path } = dialled;
     let connection = endpoint.connect_with(config, address, &name)?.await?;
-    let closes = CloseOnDrop(connection.clone());
     let measured = connection.clone();
-    path.set(move || PathFacts::of(&measured));
+    path.open(move || PathFacts::of(&measured));
+    let closes = CloseOnDrop(connection.clone(), path);
     let (outgoing, incoming) = connection.open_bi().await?;
     // As many as the link holds, so that it never fills.
     let (waiting, answers_due) = mpsc::channel(frames.max_capacity());
@@ -74,12 +74,13 @@ async fn carry_until_lost(
     ended
 }
 
-/// However a link ends, also by its owner, the peer is told.
-struct CloseOnDrop(Connection);
+/// However a link ends, also by its owner, the peer is told, and nobody keeps its connection.
+struct CloseOnDrop(Connection, PathSlot);
 
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
         self.0.close(VarInt::from_u32(0), b"the link ends");
+        self.1.close();
     }
 }
 

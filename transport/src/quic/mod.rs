@@ -18,7 +18,7 @@ mod serve;
 mod settings;
 mod socket;
 
-pub use bare::{BareError, BareLink};
+pub use bare::{BareError, BareLink, BareRoom};
 pub use control::{ControlConnection, ControlError, MessageReader, MessageWriter, PathFacts};
 pub use endpoint::{QuicEndpoint, QuicError};
 pub use ephemeral::{EphemeralAuthority, EphemeralError};

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::bare::{self, BARE_ALPN, BareError, BareLink};
+use super::bare::{self, BARE_ALPN, BareError, BareLink, BareRoom};
 use super::control::ControlConnection;
 use super::endpoint::{CLOSE_PATIENCE, MAX_CONNECTIONS, QuicError};
 use super::settings::{self, ALPN, Patience};
@@ -171,13 +171,13 @@ impl NodeEndpoint {
     }
 
     /// Serves those who dial, until the endpoint closes: control connections go to `controls`, KV blocks to the sink that `sink_of` has for the
-    /// peer, bare copies to the memory that `memory_of` has for it; without one its connection is closed. `refused` hears of each peer that was not
+    /// peer, bare copies to the room that `room_of` has for it; without one its connection is closed. `refused` hears of each peer that was not
     /// let in.
     pub async fn serve<S: FrameSink>(
         &self,
         controls: mpsc::Sender<ControlConnection>,
         sink_of: impl Fn(&PeerIdentity) -> Option<Arc<S>> + Clone + Send + Sync + 'static,
-        memory_of: impl Fn(&PeerIdentity) -> Option<Vec<u8>> + Clone + Send + Sync + 'static,
+        room_of: impl Fn(&PeerIdentity) -> Option<BareRoom> + Clone + Send + Sync + 'static,
         refused: impl Fn(Option<Refusal>) + Clone + Send + Sync + 'static,
     ) {
         let mut connections = JoinSet::new();
@@ -188,8 +188,8 @@ impl NodeEndpoint {
                 incoming.refuse();
                 continue;
             }
-            let (controls, sink_of, memory_of, refused, patience) =
-                (controls.clone(), sink_of.clone(), memory_of.clone(), refused.clone(), self.patience);
+            let (controls, sink_of, room_of, refused, patience) =
+                (controls.clone(), sink_of.clone(), room_of.clone(), refused.clone(), self.patience);
             connections.spawn(async move {
                 let Some((connection, peer)) = shake_hands(incoming, refused).await else { return };
                 let protocol = protocol_of(&connection).unwrap_or_default();
@@ -199,8 +199,8 @@ impl NodeEndpoint {
                         None => connection.close(NOT_TAKEN, b"this node takes no blocks from you"),
                     }
                 } else if protocol == BARE_ALPN {
-                    match memory_of(&peer) {
-                        Some(memory) => bare::serve(connection, memory, patience.frame).await,
+                    match room_of(&peer) {
+                        Some(room) => bare::serve(connection, room, patience.frame).await,
                         None => connection.close(NOT_TAKEN, b"no link is measured"),
                     }
                 } else if let Err(unwanted) = controls.send(ControlConnection::new(connection, peer, false)).await {

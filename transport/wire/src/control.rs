@@ -85,6 +85,10 @@ pub enum ToProbe {
     Close,
 }
 
+/// Most layers and blocks that it keeps account of.
+const MAX_PROBE_LAYERS: u32 = 1024;
+const MAX_PROBE_BLOCKS: u32 = 1 << 16;
+
 /// Most bytes that the far end of a measurement sets aside, for blocks and the same again for bare copies.
 pub const MAX_PROBE_BYTES: usize = 256 << 20;
 
@@ -255,6 +259,8 @@ impl ControlMessage {
                 within("the number of rounds", (1..=MAX_ROUNDS).contains(rounds))
             }
             Self::Probe(ToProbe::Open(layout, num_blocks)) => {
+                let is_countable = layout.num_layers <= MAX_PROBE_LAYERS && *num_blocks <= MAX_PROBE_BLOCKS;
+                within("the number of blocks for a measurement", is_countable)?;
                 let block = layout.checked_layer_block_bytes();
                 let bytes = block
                     .and_then(|block| block.checked_mul(layout.num_layers as usize)?.checked_mul(*num_blocks as usize));
