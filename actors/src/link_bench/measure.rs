@@ -98,7 +98,7 @@ impl Path {
         let mut kv = self.open(layout, num_blocks, frame_blocks).await?;
         let mut copies = self.bare_link().await?;
         let mut num_frames = kv.frames_in_time().await?;
-        copies.copy(kv.pieces(num_frames), DEADLINE).await.map_err(|error| error.to_string())?;
+        self.copy(&mut copies, kv.pieces(num_frames)).await?;
         let (mut pushed, mut copied) = (Vec::new(), Vec::new());
         let began = clock::now();
         while pushed.len() < rounds as usize && clock::now().since(began) < ROUNDS_TIME {
@@ -144,7 +144,13 @@ impl Path {
     }
 
     async fn bare_link(&self) -> Result<BareLink, String> {
-        self.directory.links.bare_link(&self.peer).await
+        let opened = self.directory.links.bare_link(&self.peer).await;
+        opened.map_err(|error| format!("bare copies to {}: {error}", self.peer.name))
+    }
+
+    async fn copy(&self, copies: &mut BareLink, pieces: Vec<Bytes>) -> Result<(), String> {
+        let copied = copies.copy(pieces, DEADLINE).await;
+        copied.map_err(|error| format!("a bare copy to {}: {error}", self.peer.name))
     }
 
     /// The lease and the processor time at the far end.
@@ -166,7 +172,7 @@ impl Path {
             let before = clock::now();
             small.push(index).await?;
             let between = clock::now();
-            copies.copy(small.blocks(index), DEADLINE).await.map_err(|error| error.to_string())?;
+            self.copy(copies, small.blocks(index)).await?;
             frames.push(between.since(before));
             bare.push(clock::now().since(between));
             if clock::now().since(began) >= ROUND_TRIPS_TIME {
@@ -287,7 +293,7 @@ impl Pushes<'_> {
         let (_, receiver_before) = self.path.step(ToProbe::Read).await?;
         let pieces = self.pieces(num_frames);
         let (began, sender_before) = (clock::now(), processor_ns());
-        copies.copy(pieces, DEADLINE).await.map_err(|error| error.to_string())?;
+        self.path.copy(copies, pieces).await?;
         let (took, sender_ns) = (clock::now().since(began), processor_ns() - sender_before);
         self.round(num_frames, took, (sender_ns, receiver_before)).await
     }
