@@ -180,8 +180,9 @@ impl MeshState {
     async fn seeded(&mut self, seed: SocketAddr, connection: ControlConnection) -> Result<(), ActorProcessingErr> {
         let name = connection.peer().name.clone();
         if name == self.network.name {
-            connection.close("it is this node itself");
-            self.not_seeded(seed, HelloError::Itself.to_string());
+            let reason = HelloError::Itself.to_string();
+            connection.close(&reason);
+            self.not_seeded(seed, reason);
         } else if let Some(peer) = self.peer(&name).await? {
             let _ = peer.cast(PeerLinkMessage::Dialled(connection));
         }
