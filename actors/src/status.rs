@@ -33,6 +33,21 @@ pub struct NodeStatus {
     pub devices: Vec<DeviceStatus>,
     /// Its links to other nodes.
     pub links: Vec<LinkStatus>,
+    /// The socket that they go through; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<SocketStatus>,
+}
+
+/// The buffers of a node's UDP socket, in bytes: where the kernel gives less than it is asked for, packets can be lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SocketStatus {
+    /// Asked for, each way.
+    pub asked_buffer_bytes: u64,
+    /// Given to receive.
+    pub receive_buffer_bytes: u64,
+    /// Given to send.
+    pub send_buffer_bytes: u64,
 }
 
 /// A control connection to another node, and the path that it has measured. KV blocks have links of their own beside it.
@@ -59,8 +74,16 @@ pub struct LinkStatus {
     pub received_bytes: u64,
     /// Bytes that went there in the last whole second, KV blocks by whatever carrier included.
     pub sent_bytes_per_s: u64,
-    /// The largest UDP payload that the path carries, in bytes.
+    /// The largest UDP payload that the path was found to carry, in bytes.
     pub mtu: u64,
+    /// The largest UDP payload that is looked for there: what fits into a packet of the route, jumbo frames included.
+    pub max_mtu: u64,
+    /// Whether the kernel is handed several packets at a time (GSO). On loopback one packet fills what a call can send.
+    pub segmentation_offload: bool,
+    /// The congestion control.
+    pub congestion_control: String,
+    /// Bytes that may be under way.
+    pub congestion_window: u64,
     /// Messages that wait to be sent.
     pub waiting_messages: u64,
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use relevo_actors::status::{ActorStatus, ClusterStatus, DeviceStatus, LinkStatus};
+use relevo_actors::status::{ActorStatus, ClusterStatus, DeviceStatus, LinkStatus, SocketStatus};
 
 use crate::cli::Failure;
 use crate::http_client::ServerArgs;
@@ -61,6 +61,7 @@ fn drawing(status: &ClusterStatus, style: Style) -> String {
         let facts = format!("pid {}, epoch {}, {roles}", node.pid, node.epoch);
         lines.push(format!("{} {}{state}", style.strong(&node.name), style.faint(facts)));
         lines.extend(node.devices.iter().flat_map(device_lines));
+        lines.extend(node.socket.iter().map(socket_line));
         lines.extend(node.links.iter().map(link_line));
     }
     lines.push(String::new());
@@ -113,9 +114,16 @@ fn device_lines(device: &DeviceStatus) -> [String; 3] {
     ]
 }
 
+fn socket_line(socket: &SocketStatus) -> String {
+    let [asked, receive, send] =
+        [socket.asked_buffer_bytes, socket.receive_buffer_bytes, socket.send_buffer_bytes].map(terminal::bytes);
+    let asked = if receive == asked && send == asked { String::new() } else { format!(", {asked} asked for") };
+    format!("    socket buffers: {receive} to receive, {send} to send{asked}")
+}
+
 fn link_line(link: &LinkStatus) -> String {
     format!(
-        "    to {} by {}{}: {} us, {} of {} packets lost, {} sent ({}/s now), {} received, {} bytes a packet",
+        "    to {} by {}{}: {} us, {} of {} packets lost, {} sent ({}/s now), {} received, {} of {} bytes a packet{}, {}",
         link.peer,
         link.carrier,
         if link.kv_carrier.is_empty() { String::new() } else { format!(", KV blocks by {}", link.kv_carrier) },
@@ -125,7 +133,10 @@ fn link_line(link: &LinkStatus) -> String {
         terminal::bytes(link.sent_bytes),
         terminal::bytes(link.sent_bytes_per_s),
         terminal::bytes(link.received_bytes),
-        terminal::thousands(link.mtu)
+        terminal::thousands(link.mtu),
+        terminal::thousands(link.max_mtu),
+        if link.segmentation_offload { " by GSO" } else { "" },
+        link.congestion_control
     )
 }
 
@@ -186,6 +197,9 @@ mod tests {
             sent_bytes_per_s: 1024,
             received_bytes: 0,
             mtu: 1452,
+            max_mtu: 8972,
+            segmentation_offload: true,
+            congestion_control: "cubic".into(),
             ..LinkStatus::default()
         };
         let node = NodeStatus {
@@ -195,6 +209,11 @@ mod tests {
             roles: vec!["gateway".into()],
             devices: vec![device],
             links: vec![link],
+            socket: Some(SocketStatus {
+                asked_buffer_bytes: 8 << 20,
+                receive_buffer_bytes: 208 << 10,
+                send_buffer_bytes: 8 << 20,
+            }),
             ..NodeStatus::default()
         };
         let mut restarted = actor("device-0/prefill", Some("device-0"));
@@ -215,7 +234,8 @@ relevo pid 7, epoch 3, gateway
   cpu0 (prefill + decode)  epoch 2, 12,345 steps, 0 running, 0 waiting, 0 leases
     KV blocks: 1,000 free, 3 cached, 2 active, 1 leased
     prefix cache: 30 of 60 prompt tokens (50 %)
-    to decode-0 by quic, KV blocks by shm: 1,234 us, 1 of 5,000 packets lost, 2.0 KiB sent (1.0 KiB/s now), 0 B received, 1,452 bytes a packet
+    socket buffers: 208.0 KiB to receive, 8.0 MiB to send, 8.0 MiB asked for
+    to decode-0 by quic, KV blocks by shm: 1,234 us, 1 of 5,000 packets lost, 2.0 KiB sent (1.0 KiB/s now), 0 B received, 1,452 of 8,972 bytes a packet by GSO, cubic
 
 Supervision
   cluster running

@@ -1,14 +1,17 @@
-//! A process that ends at a step of a hand-over, for each step that a role actor takes, and an engine that hangs in a process that lives: its stream goes on
-//! elsewhere and shows nothing of it.
+//! A process that ends at a step of a hand-over, for each step that a role actor takes, and an engine that hangs, or is slow, in a process that lives: its stream
+//! goes on elsewhere and shows nothing of it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 mod program;
 
+use std::sync::mpsc;
 use std::time::Duration;
 
-use program::Scrape;
-use program::local_cluster::{World, body, eventually, is_at_rest, prompt, status, stop, stream};
+use program::local_cluster::{
+    World, body, busy_decoder, eventually, is_at_rest, node, pid, prompt, status, stop, stream,
+};
+use program::{Scrape, kill};
 use relevo_actors::clock;
 use serde_json::Value;
 
@@ -66,4 +69,57 @@ fn an_engine_that_hangs_under_a_live_process_is_replaced_while_its_stream_goes_o
     assert_eq!(stream(url, &body(&prompt(), 120), usize::MAX, || {}), expected, "on engines that were replaced");
     assert_eq!(pids(&status(url)), before, "no process was started again");
     assert!(cluster.stop("TERM").status.success());
+}
+
+/// It runs for a tenth of the time, as on a machine that does something else: it beats, and its tokens come at a fraction of their pace.
+#[test]
+fn streams_leave_a_worker_that_is_far_slower_than_its_peer() {
+    let world = World::new();
+    // Who shares a prefix is decoded where it is.
+    let bodies: Vec<_> = (0..4).map(|number| body(&format!("{number} is {}", prompt()), 800)).collect();
+    let streams_of = |url: &str, act: &dyn Fn(&[std::thread::ScopedJoinHandle<'_, Vec<String>>])| {
+        std::thread::scope(|scope| {
+            let asked = bodies.iter().map(|body| scope.spawn(|| stream(url, body, usize::MAX, || {})));
+            let asked: Vec<_> = asked.collect();
+            act(&asked);
+            asked.into_iter().map(|stream| stream.join().unwrap()).collect::<Vec<_>>()
+        })
+    };
+    let alone = world.alone();
+    let expected = streams_of(&alone.url, &|_| ());
+    stop(alone);
+    let cluster = world.cluster("1p2d");
+    let url = &cluster.url;
+    let running = |name: &str| node(&status(url), name)["running_requests"].as_u64();
+    let tokens = streams_of(url, &|streams| {
+        eventually("both decode", || {
+            ["decode-0", "decode-1"].iter().all(|name| running(name).is_some_and(|num| num > 0))
+        });
+        let slow = busy_decoder(url);
+        let slow_pid = pid(url, &slow);
+        let (end, ended) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let over =
+                    |time| ended.recv_timeout(Duration::from_millis(time)) != Err(mpsc::RecvTimeoutError::Timeout);
+                loop {
+                    kill(slow_pid, "STOP");
+                    let is_over = over(45);
+                    kill(slow_pid, "CONT");
+                    if is_over || over(5) {
+                        return;
+                    }
+                }
+            });
+            eventually("its streams leave it", || running(&slow) == Some(0));
+            assert!(streams.iter().any(|stream| !stream.is_finished()), "they go on");
+            drop(end);
+        });
+    });
+    assert_eq!(tokens, expected);
+    let count = |name| Scrape::of(url).sum(name, "").unwrap_or(0);
+    assert_eq!(count("relevo_slow_devices_total"), 1);
+    assert!((1..=3).contains(&count("relevo_replays_total")), "those that were there");
+    eventually("the cluster is at rest", || is_at_rest(url, 3));
+    stop(cluster);
 }

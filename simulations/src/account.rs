@@ -132,7 +132,7 @@ fn coordinator(event: &CoordinatorEvent) -> Option<String> {
 
 fn router(event: &RouterEvent) -> Option<String> {
     Some(match event {
-        RouterEvent::Tick => return None,
+        RouterEvent::Tick | RouterEvent::Paced(_) => return None,
         RouterEvent::Submit { request, suspect, .. } => {
             let manner = if *suspect { "alone, as a suspect" } else { "" };
             format!("{} wants workers {manner}", request.sequence)

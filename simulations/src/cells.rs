@@ -42,7 +42,9 @@ impl Blow {
     /// Whether nothing that is under way may be lost by it: what is there finishes where it is.
     pub fn is_harmless(self) -> bool {
         match self {
-            Self::Pause(_) | Self::Slow(_) | Self::Drain(_) | Self::Flip(_) => true,
+            Self::Pause(_) | Self::Drain(_) | Self::Flip(_) => true,
+            // Streams leave a device that decodes far more slowly than its peers.
+            Self::Slow(party) => party != Party::Decode,
             Self::Kill(party) => party == Party::Coordinator,
             Self::KillRole(_) => false,
             Self::CutOneWay(one, other) | Self::CutBothWays(one, other) | Self::Flap(one, other) => {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use relevo_actors::device::DeviceRole;
 use relevo_actors::gateway::{Afterwards, Loss, Phase, Placement, StreamCore, Verdict, accused};
+use relevo_actors::policy::pace::Gaps;
 use relevo_actors::router::{RouterCore, RouterEvent};
 use relevo_wire::{
     DeviceId, GenerateRequest, Instant64, NodeId, RequestError, RequestId, SequenceId, Stepping, StreamEvent, TokenId,
@@ -23,11 +24,13 @@ pub(crate) struct Gateway {
     /// What it could not deliver, and will place again.
     pub(crate) undelivered: Vec<Arc<GenerateRequest>>,
     pub(crate) streams: Streams,
+    /// Pauses between tokens that the router has not been told of.
+    paces: BTreeMap<DeviceId, Gaps>,
 }
 
 impl Gateway {
     pub(crate) fn new(node: usize, router: RouterCore) -> Self {
-        Self { node, router, router_life: 0, undelivered: Vec::new(), streams: Streams::new() }
+        Self { node, router, router_life: 0, undelivered: Vec::new(), streams: Streams::new(), paces: BTreeMap::new() }
     }
 }
 
@@ -85,13 +88,18 @@ impl World {
     ) -> Result<(), Broken> {
         let (now, from) = (self.agenda.now(), self.nodes[from].id);
         for (sequence, event) in events {
-            let Some(live) = self.gateways[gateway].streams.get_mut(&sequence.request) else { continue };
+            let Gateway { streams, paces, .. } = &mut self.gateways[gateway];
+            let Some(live) = streams.get_mut(&sequence.request) else { continue };
             let is_present = live.core.sequence() == sequence;
             if is_present && live.placement.is_some_and(|placement| !placement.is_on(from)) {
                 continue;
             }
             let mut emit = Vec::new();
+            let decoded = live.core.decoded();
             let verdict = live.core.handle(sequence.attempt, event, now, &mut emit);
+            if let (Some(gaps), Some(placement)) = (live.core.gaps_since(decoded, now), live.placement) {
+                paces.entry(placement.decode).or_default().add(gaps);
+            }
             let is_heeded = !emit.is_empty() || matches!(verdict, Verdict::Started | Verdict::Over | Verdict::Lost);
             ensure(is_present || !is_heeded, || format!("{sequence} was given up, and is heeded: {verdict:?}"))?;
             live.read.take(&emit)?;
@@ -248,6 +256,10 @@ impl World {
             let live = self.gateways[gateway].streams.get(&request.sequence.request);
             let suspect = live.is_some_and(|live| live.core.is_on_trial());
             self.route(gateway, RouterEvent::Submit { request, admitted: true, suspect })?;
+        }
+        let paces: Vec<_> = std::mem::take(&mut self.gateways[gateway].paces).into_iter().collect();
+        if !paces.is_empty() {
+            self.route(gateway, RouterEvent::Paced(paces))?;
         }
         self.route(gateway, RouterEvent::Tick)
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use relevo_actors::device::DeviceRole;
 use relevo_actors::policy::hint_keys::HintKeyer;
+use relevo_actors::policy::pace::SLOW_FACTOR;
 use relevo_actors::policy::routing::LOCAL_PREFILL_BELOW_TOKENS;
 use relevo_actors::router::{RouterCore, RouterEvent, RouterLimits};
 use relevo_gpu::model::StepModel;
@@ -166,6 +167,7 @@ pub(crate) fn router(scenario: &Scenario) -> RouterCore {
         max_prefilling: 4,
         disaggregate,
         local_prefill_below_tokens: LOCAL_PREFILL_BELOW_TOKENS,
+        slow_factor: SLOW_FACTOR,
     };
     RouterCore::new(limits, HintKeyer::new(SECRET))
 }

@@ -44,6 +44,10 @@ impl World {
                     }
                 }
                 RouterEffect::Misplaced { sequence } => self.lost(gateway, sequence, Loss::Elsewhere)?,
+                RouterEffect::Slow { device, gap, peers } => {
+                    self.tally.found_slow += 1;
+                    self.note(|| format!("{device} is slow: {gap:?} where its peers take {peers:?}"));
+                }
                 RouterEffect::Reject { sequence, error } => self.reject(gateway, sequence, error)?,
                 RouterEffect::NodeLost { node } => self.node_lost(gateway, node)?,
                 RouterEffect::ResyncPrefixes { device } => self.ask_for_prefixes(gateway, device),

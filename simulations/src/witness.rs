@@ -248,6 +248,7 @@ impl World {
                     self.is_there(gateway, *decode)?;
                 }
                 RouterEffect::Misplaced { .. }
+                | RouterEffect::Slow { .. }
                 | RouterEffect::Reject { .. }
                 | RouterEffect::NodeLost { .. }
                 | RouterEffect::ResyncPrefixes { .. } => {}

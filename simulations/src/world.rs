@@ -195,6 +195,8 @@ pub struct Report {
     pub steps: u64,
     /// Attempts that were replayed.
     pub replays: u64,
+    /// How often a device was found to be far slower than its peers.
+    pub found_slow: u64,
     /// Sequences that found nobody where they were sent.
     pub undelivered: u64,
     /// Streams that finished well.

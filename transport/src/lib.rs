@@ -28,8 +28,9 @@ mod shm;
 pub use frame::Frame;
 pub use link::{Delivery, FrameReceiver, FrameSender, PushError, in_process};
 pub use quic::{
-    ALPN, BareError, BareLink, BareRoom, ControlConnection, ControlError, DialError, EphemeralAuthority,
-    EphemeralError, MessageReader, MessageWriter, NodeEndpoint, PathFacts, Patience, QuicEndpoint, QuicError,
+    ALPN, BareError, BareLink, BareRoom, CONGESTION, ControlConnection, ControlError, DialError, EphemeralAuthority,
+    EphemeralError, LinkFacts, MessageReader, MessageWriter, NodeEndpoint, PathFacts, Patience, QuicEndpoint,
+    QuicError, SocketBuffers,
 };
 pub use receive::{FrameSink, FrameWriter, Refusal, receive_frame, serve_frames};
 pub use shm::{NoShmAddress, ShmAddress, ShmDialError, ShmListener, Ticket, shm_link};

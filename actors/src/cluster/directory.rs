@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use relevo_transport::FrameSender;
+use relevo_transport::{FrameSender, SocketBuffers};
 use relevo_wire::{ClusterMap, DeviceId, MapVersion, NodeEntry, NodeId, Role, Roles};
 
 use super::links::{Links, LinksError};
@@ -33,6 +33,7 @@ pub(crate) struct Directory {
     roles: Roles,
     /// Itself, as the map of a cluster has it.
     pub(crate) own_entry: Option<NodeEntry>,
+    pub(super) socket_buffers: Option<SocketBuffers>,
     pub(crate) mesh: Slot<MeshMessage>,
     pub(crate) peers: Arc<Peers>,
     /// What its devices said last of themselves.
@@ -80,6 +81,7 @@ impl Directory {
             node,
             name: options.node.clone(),
             roles: options.network.as_ref().map_or_else(|| roles_alone(options), |network| network.roles),
+            socket_buffers: options.network.as_ref().map(|network| network.endpoint.socket_buffers()),
             own_entry: options.network.as_ref().map(own_entry),
             mesh: Slot::default(),
             peers,

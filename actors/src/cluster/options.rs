@@ -12,6 +12,7 @@ use relevo_wire::Epoch;
 use crate::device::{CoreLimits, DeviceRole};
 use crate::faults::Fault;
 use crate::peers::Network;
+use crate::policy::pace::SLOW_FACTOR;
 use crate::policy::restarts::RestartIntensity;
 use crate::policy::routing::{Disaggregate, LOCAL_PREFILL_BELOW_TOKENS};
 use crate::traces::{RecentSpans, SpanIds};
@@ -113,6 +114,8 @@ pub struct Limits {
     pub max_prefilling: usize,
     /// Uncached prompt tokens below which a prompt is prefilled where it decodes, if prefill and decode may be apart.
     pub local_prefill_below_tokens: usize,
+    /// How many times as long as its peers' the pauses between a device's tokens are when its streams go elsewhere; 0: never.
+    pub slow_factor: u32,
     /// How long a lease lives without a layer arriving.
     pub lease_term: Duration,
     /// How long a busy engine may go without computing a layer.
@@ -129,6 +132,7 @@ impl Default for Limits {
             // A few steps' worth of prompts: the order among those that wait is kept by the router.
             max_prefilling: 32,
             local_prefill_below_tokens: LOCAL_PREFILL_BELOW_TOKENS,
+            slow_factor: SLOW_FACTOR,
             // Longer than any step of a prefill that goes well, shorter than a client's patience.
             lease_term: Duration::from_secs(10),
             // A layer of a full chunk of a large model takes a CPU about a second.

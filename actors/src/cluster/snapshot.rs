@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use relevo_transport::{CONGESTION, SocketBuffers};
 use relevo_wire::{ClusterMap, ControlMessage, ControlReply, NodeEntry, NodeId};
 use tokio::task::JoinSet;
 
@@ -11,7 +12,7 @@ use super::directory::Directory;
 use super::links::Links;
 use crate::device::DevicePort;
 use crate::peers::{AskError, Peer};
-use crate::status::{ClusterStatus, DeviceStatus, LinkStatus, NodeStatus, QueueStatus};
+use crate::status::{ClusterStatus, DeviceStatus, LinkStatus, NodeStatus, QueueStatus, SocketStatus};
 
 /// How long another node may take to say how it is.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -94,6 +95,7 @@ impl Directory {
             running_requests: if devices.is_empty() { keeper } else { running },
             links: self.peers.all().iter().map(|peer| link(peer, &self.links)).collect(),
             devices,
+            socket: self.socket_buffers.map(socket),
         };
         node.standing(&self.map())
     }
@@ -107,7 +109,7 @@ impl Directory {
 }
 
 fn link(peer: &Peer, links: &Links) -> LinkStatus {
-    let path = peer.connection.path();
+    let (path, facts) = (peer.connection.path(), peer.connection.link_facts());
     let kv_carriers: Vec<_> = links.carriers_to(peer.node).into_iter().collect();
     LinkStatus {
         peer: peer.name.to_string(),
@@ -121,8 +123,18 @@ fn link(peer: &Peer, links: &Links) -> LinkStatus {
         received_bytes: path.received_bytes,
         sent_bytes_per_s: peer.sent_bytes_per_s.load(Ordering::Relaxed),
         mtu: u64::from(path.mtu),
+        max_mtu: u64::from(facts.max_payload),
+        segmentation_offload: facts.segments,
+        congestion_control: CONGESTION.to_owned(),
+        congestion_window: path.congestion_window,
         waiting_messages: peer.remote.depth().0 as u64,
     }
+}
+
+fn socket(SocketBuffers { asked, receive, send }: SocketBuffers) -> SocketStatus {
+    let [asked_buffer_bytes, receive_buffer_bytes, send_buffer_bytes] =
+        [asked, receive, send].map(|bytes| bytes as u64);
+    SocketStatus { asked_buffer_bytes, receive_buffer_bytes, send_buffer_bytes }
 }
 
 fn device(port: &DevicePort) -> DeviceStatus {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use relevo_wire::{FinishReason, GenerateRequest, Instant64, RequestError, SequenceId, StreamEvent, Usage};
 
 use super::phases::PhaseTimes;
+use crate::policy::pace::Gaps;
 
 /// Tokens that may have overtaken the one that is next, before the attempt counts as lost.
 ///
@@ -78,6 +79,13 @@ pub enum Verdict {
     Contradicted,
     /// The attempt is lost: its events have a hole, or its worker gave it up.
     Lost,
+}
+
+/// How far a stream was with the tokens of its decode worker.
+#[derive(Clone, Copy, Debug)]
+pub struct Decoded {
+    num_tokens: usize,
+    last_token: Instant64,
 }
 
 /// Whom to blame for a worker's death: of the sequences in its last step, those on trial if there are any (the router lets one at a time
@@ -165,6 +173,19 @@ impl StreamCore {
     /// Whether its deadline has gone by.
     pub fn is_late(&self, now: Instant64) -> bool {
         self.phase != Phase::Over && self.request.deadline.is_some_and(|deadline| now >= deadline)
+    }
+
+    /// How far it is with the tokens of its decode worker, if it is there.
+    pub fn decoded(&self) -> Option<Decoded> {
+        let last_token = self.times.last_token().filter(|_| self.phase == Phase::Decoding)?;
+        Some(Decoded { num_tokens: self.request.generated.len(), last_token })
+    }
+
+    /// The pauses between what was out `before` and what is out now.
+    pub fn gaps_since(&self, before: Option<Decoded>, now: Instant64) -> Option<Gaps> {
+        let before = before?;
+        let count = u32::try_from(self.request.generated.len() - before.num_tokens).ok().filter(|count| *count > 0)?;
+        Some(Gaps { count, total: now.since(before.last_token) })
     }
 
     /// A prefill worker has it.

@@ -17,11 +17,13 @@ use tracing::field::{Empty, display};
 
 use super::core::{Afterwards, Loss, Phase, StreamCore, Verdict, accused};
 use super::handle::{STREAM_CAPACITY, Submission};
+use super::paces::{BatchPaces, PaceBook};
 use super::placement::Placement;
 use super::stream_metrics::{StreamEnd, StreamMetrics};
 use crate::clock;
 use crate::cluster::{Directory, Fill, fill_of};
 use crate::device::{DeviceRole, TokenBatch};
+use crate::policy::pace::Gaps;
 use crate::router::RouterMessage;
 use crate::traces::{Hop, Traces};
 
@@ -36,6 +38,7 @@ pub(crate) struct Keeper {
     is_closing: AtomicBool,
     emptied: Notify,
     metrics: StreamMetrics,
+    paces: PaceBook,
 }
 
 struct Live {
@@ -74,6 +77,7 @@ impl Keeper {
             is_closing: AtomicBool::new(false),
             emptied: Notify::new(),
             metrics: StreamMetrics::new(),
+            paces: PaceBook::default(),
         }
     }
 
@@ -164,12 +168,15 @@ impl Keeper {
     /// What came out of a step of a node's device. What it says of sequences that are with others now is passed over.
     pub(crate) fn deliver(&self, directory: &Directory, batch: TokenBatch, from: NodeId) {
         let now = clock::now();
-        let mut emit = Vec::new();
+        let (mut emit, mut paces) = (Vec::new(), BatchPaces::default());
         for (sequence, event) in batch.events {
             let live = self.streams.get_mut(&key(sequence)).filter(|live| live.may_come_from(sequence, from));
             let chore = live.and_then(|mut live| {
-                let previous = live.core.times().last_token();
+                let (previous, decoded) = (live.core.times().last_token(), live.core.decoded());
                 let verdict = live.core.handle(sequence.attempt, event, now, &mut emit);
+                if let (Some(gaps), Some(placement)) = (live.core.gaps_since(decoded, now), live.placement) {
+                    paces.add(placement.decode, gaps, &self.paces);
+                }
                 self.metrics.emitted(live.core.times(), previous, now, &emit);
                 let is_read = live.send(&mut emit);
                 self.after(directory, &mut live, (sequence, verdict), is_read)
@@ -178,6 +185,12 @@ impl Keeper {
                 self.carry_out(directory, chore);
             }
         }
+        self.paces.enter(paces);
+    }
+
+    /// The pauses between the tokens of each decode device since this was last asked.
+    pub(crate) fn take_paces(&self) -> Vec<(DeviceId, Gaps)> {
+        self.paces.take()
     }
 
     fn after(

@@ -3,6 +3,7 @@
 mod core;
 mod handle;
 mod keeper;
+mod paces;
 mod phases;
 mod placement;
 mod shell;

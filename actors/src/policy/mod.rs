@@ -1,5 +1,5 @@
 //! The pure decisions: which block is given away, which prefix is held, who goes first, what a step may hold,
-//! which worker serves, which engine hangs.
+//! which worker serves, which engine hangs, which device is slow.
 //!
 //! **Invariant:** no I/O, no clock, no async, no randomness in here.
 
@@ -12,6 +12,7 @@ pub mod hints;
 pub mod in_hand;
 pub mod leases;
 pub mod liveness;
+pub mod pace;
 pub mod planner;
 pub mod prefix;
 pub mod prefix_news;

@@ -38,6 +38,9 @@ const TOKENS_PER_RUNNING: usize = 4;
 /// What moving a block costs, in prompt tokens.
 const TOKENS_PER_MOVED_BLOCK: usize = 1;
 
+/// What prompt tokens cost where everything takes several times as long.
+const SLOW_TOKENS: usize = 4;
+
 /// A worker as it stands for the request at hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
@@ -53,6 +56,8 @@ pub struct Candidate {
     pub pending_prompt_tokens: usize,
     /// Sequences there.
     pub num_running: usize,
+    /// It is far slower than its peers: others are preferred.
+    pub is_slow: bool,
 }
 
 /// Where a request goes.
@@ -117,7 +122,7 @@ struct Job {
 impl Job {
     /// The two that are cheapest for all decode workers that are not they.
     fn cheapest_prefills(self, candidates: &[Candidate]) -> [Option<&Candidate>; 2] {
-        let rank = |worker: &Candidate| (self.compute(worker) + worker.pending_prompt_tokens, worker.device);
+        let rank = |worker: &Candidate| (self.prompts(worker), worker.device);
         let mut cheapest: [Option<&Candidate>; 2] = [None; 2];
         for worker in candidates.iter().filter(|worker| worker.can_prefill) {
             if cheapest[0].is_none_or(|first| rank(worker) < rank(first)) {
@@ -134,10 +139,11 @@ impl Job {
         (self.preference(prefill, decode), self.cost(prefill, decode), prefill.device, decode.device)
     }
 
-    /// 0 for the pairs that the mode wants, 1 for the others.
+    /// 0 for the pairs that the mode wants, 1 for the others; more for those whose streams would be slow.
     fn preference(self, prefill: &Candidate, decode: &Candidate) -> u8 {
         let apart = prefill.device != decode.device;
-        match self.rule.disaggregate {
+        let slow = 2 * u8::from(decode.is_slow);
+        slow + match self.rule.disaggregate {
             Disaggregate::Always => u8::from(!apart),
             Disaggregate::Never => u8::from(apart),
             // Beyond what stays, the cost decides.
@@ -153,7 +159,13 @@ impl Job {
         } else {
             self.compute(decode).div_ceil(BLOCK_TOKENS) * TOKENS_PER_MOVED_BLOCK
         };
-        compute + prefill.pending_prompt_tokens + decode.num_running * TOKENS_PER_RUNNING + moved
+        self.prompts(prefill) + decode.num_running * TOKENS_PER_RUNNING + moved
+    }
+
+    /// What there is to be prefilled there, this prompt included.
+    fn prompts(self, worker: &Candidate) -> usize {
+        let tokens = self.compute(worker) + worker.pending_prompt_tokens;
+        if worker.is_slow { tokens.saturating_mul(SLOW_TOKENS) } else { tokens }
     }
 
     /// Prompt tokens that are not there.
@@ -199,6 +211,7 @@ mod tests {
             can_decode: roles.contains('d'),
             cached_tokens: 0,
             pending_prompt_tokens: 0,
+            is_slow: false,
             num_running: 0,
         }
     }
@@ -265,6 +278,7 @@ mod tests {
         let one = (0..4_u8, 0..4_usize, 0..4_usize, 0..3_usize);
         prop::collection::vec(one, 0..7).prop_map(|workers| {
             let candidate = |(device, (roles, cached, pending, num_running))| Candidate {
+                is_slow: cached % 3 == 1,
                 device: DeviceId(device),
                 can_prefill: roles & 1 != 0,
                 can_decode: roles & 2 != 0,

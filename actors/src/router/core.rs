@@ -17,6 +17,7 @@ use super::workers::{InFlight, Workers};
 use crate::policy::fairness::{Age, FairQueue, GENERATED_TOKEN_COST, PROMPT_TOKEN_COST, Waiting};
 use crate::policy::hint_keys::{HintKey, HintKeyer};
 use crate::policy::hints::PrefixHints;
+use crate::policy::pace::{FoundSlow, Gaps};
 use crate::policy::prefix_news::PrefixBatch;
 use crate::policy::routing::{self, Candidate, Disaggregate, Route, RoutingRule};
 
@@ -46,6 +47,8 @@ pub struct RouterLimits {
     pub disaggregate: Disaggregate,
     /// See [`RoutingRule`].
     pub local_prefill_below_tokens: usize,
+    /// How many times as long as its peers' the pauses between a device's tokens are when its streams go elsewhere; 0: never.
+    pub slow_factor: u32,
 }
 
 /// What the router knows of a worker from the cluster map.
@@ -106,6 +109,8 @@ pub enum RouterEvent {
         /// What.
         batch: PrefixBatch,
     },
+    /// What pauses were seen between the tokens of decode devices since the last such event.
+    Paced(Vec<(DeviceId, Gaps)>),
     /// Time went by.
     Tick,
 }
@@ -129,10 +134,20 @@ pub enum RouterEffect {
         /// Whom to ask.
         decode: DeviceId,
     },
-    /// Send it again from the start: the only decode worker left is the one that prefills it for another, and waits for a lease.
+    /// Send it again from the start: the only decode worker left is the one that prefills it for another, and waits for a lease; or the one it has is
+    /// slow.
     Misplaced {
         /// It.
         sequence: SequenceId,
+    },
+    /// Tell the operator: a device decodes far more slowly than its peers, and is avoided for a while.
+    Slow {
+        /// Which.
+        device: DeviceId,
+        /// A pause between two of its tokens.
+        gap: Duration,
+        /// What it would be, were it like its peers.
+        peers: Duration,
     },
     /// Tell its client.
     Reject {
@@ -199,7 +214,7 @@ impl RouterCore {
             entries: Vec::new(),
             reachable: BTreeSet::from([NodeId::ALONE]),
             forsaken_since: None,
-            workers: Workers::new(limits.max_running, limits.max_prefilling, keyer),
+            workers: Workers::new(limits, keyer),
             queue: FairQueue::default(),
             waiting: BTreeMap::new(),
             slots: BTreeMap::new(),
@@ -273,7 +288,13 @@ impl RouterCore {
                 // Nobody who waits has more room by it.
                 return self.ask_for_prefixes(now, effects);
             }
+            RouterEvent::Paced(paces) => {
+                for (device, gaps) in paces {
+                    self.paced(device, gaps, now, effects);
+                }
+            }
             RouterEvent::Tick => {
+                self.workers.tick(now);
                 self.ask_for_prefixes(now, effects);
                 self.give_up_waiting(now, effects);
             }
@@ -329,6 +350,13 @@ impl RouterCore {
 
     fn ask_for_prefixes(&mut self, now: Instant64, effects: &mut Vec<RouterEffect>) {
         effects.extend(self.workers.ask_for_prefixes(now).map(|device| RouterEffect::ResyncPrefixes { device }));
+    }
+
+    /// A stream that goes elsewhere costs a re-prefill, as if its device had died.
+    fn paced(&mut self, device: DeviceId, gaps: Gaps, now: Instant64, effects: &mut Vec<RouterEffect>) {
+        let Some((FoundSlow { gap, peers }, moved)) = self.workers.paced(device, gaps, now) else { return };
+        effects.push(RouterEffect::Slow { device, gap, peers });
+        effects.extend(moved.into_iter().map(|sequence| RouterEffect::Misplaced { sequence }));
     }
 
     fn submit(

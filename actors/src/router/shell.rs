@@ -86,6 +86,7 @@ impl Actor for RouterActor {
             max_prefilling: directory.limits.max_prefilling,
             disaggregate: directory.disaggregate,
             local_prefill_below_tokens: directory.limits.local_prefill_below_tokens,
+            slow_factor: directory.limits.slow_factor,
         };
         let ticker = Ticker::start(myself.clone(), TICK, || RouterMessage::Tick);
         let core = RouterCore::new(limits, directory.hint_keyer);
@@ -169,6 +170,10 @@ impl RouterState {
             RouterEffect::Misplaced { sequence } => {
                 self.directory.keeper.lost(&self.directory, sequence, Loss::Elsewhere);
             }
+            RouterEffect::Slow { device, gap, peers } => {
+                tracing::warn!(%device, ?gap, ?peers, "decodes far more slowly than its peers: its streams go elsewhere");
+                metrics::counter!("relevo_slow_devices_total").increment(1);
+            }
             RouterEffect::Reject { sequence, error } => {
                 self.directory.keeper.reject(&self.directory, sequence, error);
             }
@@ -193,6 +198,10 @@ impl RouterState {
         for request in std::mem::take(&mut self.undelivered) {
             let suspect = self.directory.keeper.is_on_trial(request.sequence);
             self.handle(RouterEvent::Submit { request, admitted: true, suspect });
+        }
+        let paces = self.directory.keeper.take_paces();
+        if !paces.is_empty() {
+            self.handle(RouterEvent::Paced(paces));
         }
         self.handle(RouterEvent::Tick);
         self.directory.router_waiting.store(self.core.num_waiting(), std::sync::atomic::Ordering::Relaxed);

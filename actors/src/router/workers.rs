@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use relevo_wire::{BLOCK_TOKENS, DeviceId, Epoch, GenerateRequest, Instant64, SequenceId, blocks_for_tokens};
 
-use super::core::WorkerFacts;
+use super::core::{RouterLimits, WorkerFacts};
 use super::load::Load;
 use crate::policy::hint_keys::{HintKey, HintKeyer};
 use crate::policy::hints::{Heard, PrefixHints};
+use crate::policy::pace::{FoundSlow, Gaps, Paces, Work};
 use crate::policy::prefix_news::PrefixBatch;
 use crate::policy::routing::{Candidate, Route};
 
@@ -23,13 +24,13 @@ pub(super) const RESYNC_PATIENCE: Duration = Duration::from_secs(1);
 /// The workers.
 #[derive(Clone, Debug)]
 pub(super) struct Workers {
-    max_running: usize,
-    max_prefilling: usize,
+    limits: RouterLimits,
     keyer: HintKeyer,
     workers: BTreeMap<DeviceId, Worker>,
     in_flight: BTreeMap<SequenceId, InFlight>,
     /// Of the devices that have something in flight, whether or not they are workers at present.
     loads: BTreeMap<DeviceId, Load>,
+    paces: Paces,
 }
 
 #[derive(Clone, Debug)]
@@ -60,14 +61,14 @@ impl InFlight {
 }
 
 impl Workers {
-    pub(super) fn new(max_running: usize, max_prefilling: usize, keyer: HintKeyer) -> Self {
+    pub(super) fn new(limits: RouterLimits, keyer: HintKeyer) -> Self {
         Self {
-            max_running,
-            max_prefilling,
+            limits,
             keyer,
             workers: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             loads: BTreeMap::new(),
+            paces: Paces::new(limits.slow_factor),
         }
     }
 
@@ -95,6 +96,32 @@ impl Workers {
             worker.reach(facts.epoch);
             worker.facts = facts;
         }
+        let is_current = |device, epoch| self.workers.get(&device).is_some_and(|worker| worker.epoch == epoch);
+        self.paces.retain(is_current);
+    }
+
+    /// Pauses between tokens of a device. If it is found slow by them: the sequences that others have room for.
+    pub(super) fn paced(
+        &mut self,
+        device: DeviceId,
+        gaps: Gaps,
+        now: Instant64,
+    ) -> Option<(FoundSlow, Vec<SequenceId>)> {
+        let (worker, load) = (self.workers.get(&device)?, self.loads.get(&device)?);
+        let is_prefilling = load.pending_prompt_tokens > self.limits.local_prefill_below_tokens;
+        let work = Work { num_running: load.num_running, is_prefilling };
+        let found = self.paces.seen((device, worker.epoch), gaps, work, now)?;
+        let others = self.facts().filter(|facts| facts.decode && !self.paces.is_slow(facts.device));
+        let num_running = |device| self.loads.get(&device).map_or(0, |load| load.num_running);
+        let room: usize = others.map(|facts| self.limits.max_running.saturating_sub(num_running(facts.device))).sum();
+        let decodes = |in_flight: &&InFlight| in_flight.started && in_flight.route.decode == device;
+        let moved = self.in_flight.values().filter(decodes).map(|in_flight| in_flight.request.sequence);
+        Some((found, moved.take(room).collect()))
+    }
+
+    /// Time went by.
+    pub(super) fn tick(&mut self, now: Instant64) {
+        self.paces.tick(now);
     }
 
     pub(super) fn hints(&self, device: DeviceId) -> Option<&PrefixHints> {
@@ -161,7 +188,7 @@ impl Workers {
     }
 
     fn recount(&self) -> BTreeMap<DeviceId, Load> {
-        let mut recount = Self::new(0, 0, self.keyer);
+        let mut recount = Self::new(self.limits, self.keyer);
         self.in_flight.values().for_each(|in_flight| recount.on_loads(in_flight, Load::enter));
         recount.loads
     }
@@ -184,10 +211,15 @@ impl Workers {
             .filter(|facts| facts.decode && facts.num_blocks >= num_blocks)
             .map(|facts| facts.device)
             .filter(|device| *device != in_flight.route.prefill && !refused_by.contains(device))
-            .map(|device| (self.loads.get(&device).map_or(0, |load| load.num_running), device))
-            .filter(|&(num_running, device)| num_running < self.max_running || device == in_flight.route.decode)
+            .map(|device| {
+                let num_running = self.loads.get(&device).map_or(0, |load| load.num_running);
+                (self.paces.is_slow(device), num_running, device)
+            })
+            .filter(|&(_, num_running, device)| {
+                num_running < self.limits.max_running || device == in_flight.route.decode
+            })
             .min()
-            .map(|(_, device)| device)
+            .map(|(_, _, device)| device)
     }
 
     /// Whether nobody but its prefill worker could decode it, now that others have left or changed their role.
@@ -214,17 +246,21 @@ impl Workers {
             .map(|worker| {
                 let facts = &worker.facts;
                 let load = self.loads.get(&facts.device).unwrap_or(&idle);
-                let has_room = load.num_running < self.max_running && load.num_exclusive == 0;
+                let has_room = load.num_running < self.limits.max_running && load.num_exclusive == 0;
                 let is_calm = !alone || load.num_prefilling == 0;
                 // Workers tend to hold a popular prefix all equally far.
                 num_held = worker.hints.leading_blocks(keys, num_held);
                 Candidate {
                     device: facts.device,
-                    can_prefill: facts.prefill && has_room && is_calm && load.num_prefilling < self.max_prefilling,
+                    can_prefill: facts.prefill
+                        && has_room
+                        && is_calm
+                        && load.num_prefilling < self.limits.max_prefilling,
                     can_decode: facts.decode && has_room,
                     cached_tokens: num_held.max(load.in_hand.leading_blocks(keys)) * BLOCK_TOKENS,
                     pending_prompt_tokens: load.pending_prompt_tokens,
                     num_running: load.num_running,
+                    is_slow: self.paces.is_slow(facts.device),
                 }
             })
             .collect()

@@ -226,7 +226,11 @@ impl Router {
         within("router.local_prefill_below_tokens", self.local_prefill_below_tokens, 0..=1_048_576)?;
         within("router.max_running_requests", self.max_running_requests, 1..=4096)?;
         within("router.lease_ms", self.lease_ms, 10..=600_000)?;
-        within("router.hang_after_ms", self.hang_after_ms, 100..=600_000)
+        within("router.hang_after_ms", self.hang_after_ms, 100..=600_000)?;
+        if self.slow_factor == 0 {
+            return Ok(());
+        }
+        within("router.slow_factor", self.slow_factor, 2..=1000)
     }
 }
 

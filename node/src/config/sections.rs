@@ -71,6 +71,8 @@ section! {
         lease_ms: u32 = 10_000;
         /// How long an engine with work may go without computing a layer before it is replaced and its streams go on elsewhere, in milliseconds: 100 to 600000. A layer of a full chunk of a large model takes a CPU about a second.
         hang_after_ms: u32 = 30_000;
+        /// Streams leave a device whose pauses between tokens are so many times as long as its peers', with as many streams as it has, for a second: 2 to 1000, or 0 for never, such as where devices differ that much by nature.
+        slow_factor: u32 = 3;
     }
 }
 

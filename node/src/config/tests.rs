@@ -90,6 +90,7 @@ fn a_value_out_of_range_names_key_value_and_range() {
         ),
         ("[traces]\nservice_name = \"\"", "traces.service_name is empty, expected a name"),
         ("[router]\nlease_ms = 1", "router.lease_ms is 1, expected 10 to 600000"),
+        ("[router]\nslow_factor = 1", "router.slow_factor is 1, expected 2 to 1000"),
         ("[router]\nhang_after_ms = 99", "router.hang_after_ms is 99, expected 100 to 600000"),
     ];
     for (text, expected) in cases {

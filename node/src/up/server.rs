@@ -200,6 +200,7 @@ fn cluster_limits(config: &Config) -> ClusterLimits {
         max_waiting: config.router.max_waiting_requests as usize,
         max_running: config.router.max_running_requests as usize,
         local_prefill_below_tokens: config.router.local_prefill_below_tokens as usize,
+        slow_factor: config.router.slow_factor,
         lease_term: Duration::from_millis(u64::from(config.router.lease_ms)),
         hang_after: Duration::from_millis(u64::from(config.router.hang_after_ms)),
         ..ClusterLimits::default()

@@ -11,6 +11,7 @@ use relevo_wire::HEADER_ALIGN;
 use rkyv::util::AlignedVec;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::link_facts::LinkFacts;
 use crate::identity::PeerIdentity;
 
 /// Length of what stands before each message of a stream: how long it is, little-endian.
@@ -22,6 +23,7 @@ pub struct ControlConnection {
     connection: Connection,
     peer: PeerIdentity,
     is_dialler: bool,
+    facts: LinkFacts,
 }
 
 /// Why a control connection does not carry something. The peer is gone, or breaks the rules: either way its connection is over.
@@ -82,7 +84,8 @@ pub struct MessageReader {
 
 impl ControlConnection {
     pub(super) fn new(connection: Connection, peer: PeerIdentity, is_dialler: bool) -> Self {
-        Self { connection, peer, is_dialler }
+        let facts = LinkFacts::of(connection.remote_address());
+        Self { connection, peer, is_dialler, facts }
     }
 
     /// Who is at the other end, by its certificate.
@@ -162,6 +165,11 @@ impl ControlConnection {
     /// Returns when it is over, with the reason.
     pub async fn closed(&self) -> String {
         self.connection.closed().await.to_string()
+    }
+
+    /// What the kernel knew of the way to the peer when this was opened, and what its packets are like therefore.
+    pub fn link_facts(&self) -> LinkFacts {
+        self.facts
     }
 
     /// What it has measured of the path.

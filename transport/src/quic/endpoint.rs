@@ -70,7 +70,7 @@ impl QuicEndpoint {
         let (server, client) =
             (Arc::new(QuicServerConfig::try_from(server)?), Arc::new(QuicClientConfig::try_from(client)?));
         let failed = |source| QuicError::Socket { address, source };
-        let socket = socket::bind(address).map_err(failed)?;
+        let (socket, _) = socket::bind(address).map_err(failed)?;
         let config = quinn::ServerConfig::with_crypto(server.clone());
         let endpoint =
             Endpoint::new(settings::endpoint()?, Some(config), socket, Arc::new(TokioRuntime)).map_err(failed)?;
@@ -94,7 +94,7 @@ impl QuicEndpoint {
         let (sender, frames) = link("quic", capacity);
         let path = sender.path_slot();
         let mut config = quinn::ClientConfig::new(self.client.clone());
-        config.transport_config(settings::connection(address.ip()));
+        config.transport_config(settings::connection(address));
         let dialled = dial::Dialled { endpoint: self.endpoint.clone(), config, address, name: name.to_owned(), path };
         (sender, dial::carry(dialled, frames, self.patience.answer))
     }
@@ -129,7 +129,7 @@ async fn serve_incoming(
 ) {
     let peer = incoming.remote_address();
     let mut config = quinn::ServerConfig::with_crypto(crypto);
-    config.transport_config(settings::connection(peer.ip()));
+    config.transport_config(settings::connection(peer));
     let shaken = match incoming.accept_with(Arc::new(config)) {
         Ok(connecting) => connecting.await,
         Err(error) => Err(error),

@@ -18,7 +18,8 @@ use super::bare::{self, BARE_ALPN, BareError, BareLink, BareRoom};
 use super::control::ControlConnection;
 use super::endpoint::{CLOSE_PATIENCE, MAX_CONNECTIONS, QuicError};
 use super::settings::{self, ALPN, Patience};
-use super::{dial, serve, socket};
+use super::socket::{self, SocketBuffers};
+use super::{dial, serve};
 use crate::identity::{Expected, LiveIdentity, Name, PROTOCOL, PeerIdentity, Refusal, SubjectError};
 use crate::link::{FrameSender, link};
 use crate::receive::FrameSink;
@@ -38,6 +39,8 @@ pub struct NodeEndpoint {
     endpoint: Endpoint,
     address: SocketAddr,
     identity: LiveIdentity,
+    server: Arc<QuicServerConfig>,
+    buffers: SocketBuffers,
     patience: Patience,
 }
 
@@ -91,19 +94,23 @@ impl NodeEndpoint {
     /// See [`QuicError`].
     pub fn open(address: SocketAddr, identity: LiveIdentity, patience: Patience) -> Result<Self, QuicError> {
         let server = identity.server_config(anybody(), &[PROTOCOL, ALPN, BARE_ALPN], Arc::new(DefaultTimeProvider))?;
-        let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
-        config.transport_config(settings::connection(address.ip()));
+        let server = Arc::new(QuicServerConfig::try_from(server)?);
         let failed = |source| QuicError::Socket { address, source };
-        let socket = socket::bind(address).map_err(failed)?;
-        let endpoint =
-            Endpoint::new(settings::endpoint()?, Some(config), socket, Arc::new(TokioRuntime)).map_err(failed)?;
+        let (socket, buffers) = socket::bind(address).map_err(failed)?;
+        let config = Some(quinn::ServerConfig::with_crypto(server.clone()));
+        let endpoint = Endpoint::new(settings::endpoint()?, config, socket, Arc::new(TokioRuntime)).map_err(failed)?;
         let address = endpoint.local_addr().map_err(failed)?;
-        Ok(Self { endpoint, address, identity, patience })
+        Ok(Self { endpoint, address, identity, server, buffers, patience })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What the kernel gave its socket.
+    pub fn socket_buffers(&self) -> SocketBuffers {
+        self.buffers
     }
 
     /// Who it is, now.
@@ -130,7 +137,7 @@ impl NodeEndpoint {
     }
 
     async fn connect(&self, address: SocketAddr, expected: Expected, protocol: &[u8]) -> Result<Connection, DialError> {
-        let config = self.client(expected, protocol, settings::connection(address.ip()))?;
+        let config = self.client(expected, protocol, settings::connection(address))?;
         let connecting = self
             .endpoint
             .connect_with(config, address, "node")
@@ -150,7 +157,7 @@ impl NodeEndpoint {
         name: Name,
         capacity: usize,
     ) -> Result<(FrameSender, impl Future<Output = ()> + Send + 'static), rustls::Error> {
-        let config = self.client(Expected::node(name), ALPN, settings::connection(address.ip()))?;
+        let config = self.client(Expected::node(name), ALPN, settings::connection(address))?;
         let (sender, frames) = link("quic", capacity);
         let path = sender.path_slot();
         let dialled = dial::Dialled { endpoint: self.endpoint.clone(), config, address, name: "node".to_owned(), path };
@@ -190,8 +197,9 @@ impl NodeEndpoint {
             }
             let (controls, sink_of, room_of, refused, patience) =
                 (controls.clone(), sink_of.clone(), room_of.clone(), refused.clone(), self.patience);
+            let server = self.server.clone();
             connections.spawn(async move {
-                let Some((connection, peer)) = shake_hands(incoming, refused).await else { return };
+                let Some((connection, peer)) = shake_hands(incoming, server, refused).await else { return };
                 let protocol = protocol_of(&connection).unwrap_or_default();
                 if protocol == ALPN {
                     match sink_of(&peer) {
@@ -223,9 +231,16 @@ fn anybody() -> Expected {
     Expected::one_of(relevo_wire::Role::ALL)
 }
 
-async fn shake_hands(incoming: Incoming, refused: impl Fn(Option<Refusal>)) -> Option<(Connection, PeerIdentity)> {
+async fn shake_hands(
+    incoming: Incoming,
+    server: Arc<QuicServerConfig>,
+    refused: impl Fn(Option<Refusal>),
+) -> Option<(Connection, PeerIdentity)> {
     let address = incoming.remote_address();
-    let shaken = match timeout(HANDSHAKE_PATIENCE, incoming).await {
+    let mut config = quinn::ServerConfig::with_crypto(server);
+    config.transport_config(settings::connection(address));
+    let shaking = async { incoming.accept_with(Arc::new(config))?.await };
+    let shaken = match timeout(HANDSHAKE_PATIENCE, shaking).await {
         Ok(shaken) => shaken,
         Err(_) => {
             tracing::debug!(peer = %address, "a peer did not finish its handshake in time");

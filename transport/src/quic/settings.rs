@@ -1,11 +1,13 @@
 //! How connections that carry KV blocks are set up, and where each figure comes from.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::congestion::CubicConfig;
 use quinn::{EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
+
+use super::link_facts::LinkFacts;
 
 /// The protocol that both ends name in the handshake; another one is refused there.
 pub const ALPN: &[u8] = b"relevo-kv/1";
@@ -28,15 +30,11 @@ const MAX_STREAMS: u32 = 4;
 /// Heartbeats that may wait to be read.
 const BEATS_BYTES: usize = 64 << 10;
 
-/// Largest UDP payload on Linux' loopback: an IPv4 packet has at most 65,535 bytes, and the device's MTU is 65,536.
-const LOOPBACK_PAYLOAD_V4: u16 = 65_507;
-const LOOPBACK_PAYLOAD_V6: u16 = 65_488;
+/// The congestion control of every connection (RFC 9438), for the status.
+pub const CONGESTION: &str = "cubic";
 
 /// What loopback carries in any case.
 const LOOPBACK_PAYLOAD_LEAST: u16 = 8192;
-
-/// Largest UDP payload that is looked for on other paths: jumbo frames of 9000 bytes less the headers of IPv6 and UDP.
-const JUMBO_PAYLOAD: u16 = 8952;
 
 /// Largest UDP payload that is received: what QUIC allows.
 const MAX_PAYLOAD: u16 = 65_527;
@@ -67,8 +65,9 @@ pub(super) fn endpoint() -> Result<EndpointConfig, quinn::ConfigError> {
     Ok(config)
 }
 
-/// Of a connection with this peer.
-pub(super) fn connection(peer: IpAddr) -> Arc<TransportConfig> {
+/// Of a connection with this peer, by what the kernel knows of the way there.
+pub(super) fn connection(peer: SocketAddr) -> Arc<TransportConfig> {
+    let LinkFacts { is_loopback, max_payload, segments, .. } = LinkFacts::of(peer);
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(MAX_STREAMS))
@@ -78,24 +77,20 @@ pub(super) fn connection(peer: IpAddr) -> Arc<TransportConfig> {
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
         .send_window(u64::from(CONNECTION_WINDOW))
         .keep_alive_interval(Some(KEEP_ALIVE))
-        .max_idle_timeout(IDLE.try_into().ok());
-    if peer.is_loopback() {
-        let payload = if peer.is_ipv4() { LOOPBACK_PAYLOAD_V4 } else { LOOPBACK_PAYLOAD_V6 };
+        .max_idle_timeout(IDLE.try_into().ok())
+        .enable_segmentation_offload(segments);
+    // Nobody on the way to this host can carry less than it says; elsewhere larger packets are tried before they are used.
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(max_payload);
+    let mut congestion = CubicConfig::default();
+    if is_loopback {
         // Ten packets, as everywhere (RFC 9002 section 7.2); the default counts them at 1472 bytes, and no packet of ours would ever fit.
-        let mut congestion = CubicConfig::default();
-        congestion.initial_window(10 * u64::from(payload));
-        config.congestion_controller_factory(Arc::new(congestion));
+        congestion.initial_window(10 * u64::from(max_payload));
         // Losses of a socket buffer that overflowed can pass for a path that carries less. A packet of the handshake is padded to the least, and its
         // length must fit fourteen bits.
-        let mut discovery = MtuDiscoveryConfig::default();
-        discovery.upper_bound(payload).black_hole_cooldown(IDLE);
-        config.initial_mtu(payload).min_mtu(LOOPBACK_PAYLOAD_LEAST).mtu_discovery_config(Some(discovery));
-        // A packet fills what one call can send: there is nothing to segment.
-        config.enable_segmentation_offload(false);
-    } else {
-        let mut discovery = MtuDiscoveryConfig::default();
-        discovery.upper_bound(JUMBO_PAYLOAD);
-        config.mtu_discovery_config(Some(discovery));
+        discovery.black_hole_cooldown(IDLE);
+        config.initial_mtu(max_payload).min_mtu(LOOPBACK_PAYLOAD_LEAST.min(max_payload));
     }
+    config.congestion_controller_factory(Arc::new(congestion)).mtu_discovery_config(Some(discovery));
     Arc::new(config)
 }

@@ -8,6 +8,7 @@ use relevo_wire::{RequestId, SamplingParams, TenantId};
 use super::*;
 use relevo_wire::DeviceFacts;
 
+use crate::policy::pace::{Gaps, SLOW_FACTOR};
 use crate::policy::prefix_news::{PrefixChange, PrefixWords};
 use crate::router::workers::RESYNC_PATIENCE;
 
@@ -17,6 +18,7 @@ const LIMITS: RouterLimits = RouterLimits {
     max_prefilling: 2,
     disaggregate: Disaggregate::Auto,
     local_prefill_below_tokens: routing::LOCAL_PREFILL_BELOW_TOKENS,
+    slow_factor: SLOW_FACTOR,
 };
 
 fn router(limits: RouterLimits) -> RouterCore {
@@ -80,7 +82,8 @@ fn drive(core: &mut RouterCore, events: Vec<RouterEvent>, now: u64) -> (Vec<u64>
             RouterEffect::Redirect { .. }
             | RouterEffect::Misplaced { .. }
             | RouterEffect::NodeLost { .. }
-            | RouterEffect::ResyncPrefixes { .. } => {}
+            | RouterEffect::ResyncPrefixes { .. }
+            | RouterEffect::Slow { .. } => {}
         }
     }
     outcome
@@ -180,6 +183,67 @@ fn a_sequence_whose_only_decode_worker_has_come_to_be_its_prefill_worker_is_sent
     }
     let misplaced = effects.iter().filter(|effect| **effect == RouterEffect::Misplaced { sequence });
     assert_eq!(misplaced.count(), 1, "{effects:?}");
+}
+
+/// Plays so many seconds of tokens that come from two decode devices at these pauses, and returns what the router does.
+fn pace(core: &mut RouterCore, gaps_ms: [u64; 2], from: u64, seconds: u64) -> Vec<RouterEffect> {
+    let mut effects = Vec::new();
+    for tick in 1..=seconds * 10 {
+        let gaps = |device, gap_ms: u64| {
+            let count = u32::try_from(100 / gap_ms).unwrap();
+            (DeviceId(device), Gaps { count, total: Duration::from_millis(gap_ms) * count })
+        };
+        let now = Instant64(from + tick * 100_000_000);
+        core.handle(RouterEvent::Paced(vec![gaps(1, gaps_ms[0]), gaps(2, gaps_ms[1])]), now, &mut effects);
+        core.handle(RouterEvent::Tick, now, &mut effects);
+    }
+    effects.retain(|effect| !matches!(effect, RouterEffect::ResyncPrefixes { .. }));
+    effects
+}
+
+/// Submits a stream that starts at once, and returns where it decodes.
+fn start(core: &mut RouterCore, id: u64, now: u64) -> u32 {
+    let mut effects = Vec::new();
+    core.handle(submit(id, false), Instant64(now), &mut effects);
+    core.handle(RouterEvent::Started(request(id).sequence), Instant64(now), &mut effects);
+    match effects.first() {
+        Some(RouterEffect::Dispatch { route, .. }) => route.decode.0,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn streams_leave_a_slow_device_as_far_as_others_have_room_and_new_ones_avoid_it() {
+    let mut core = router(LIMITS);
+    let devices = vec![worker(0, true, false), worker(1, false, true), worker(2, false, true)];
+    drive(&mut core, vec![map(1, 1, devices)], 0);
+    assert_eq!([1, 2, 3, 4, 5].map(|id| start(&mut core, id, 0)), [1, 2, 1, 2, 2], "who has its prefix has the last");
+    assert_eq!(pace(&mut core, [10, 10], 0, 5), []);
+    let effects = pace(&mut core, [10, 100], 5_000_000_000, 3);
+    let slow: Vec<_> = effects.iter().filter(|effect| matches!(effect, RouterEffect::Slow { .. })).collect();
+    let [RouterEffect::Slow { device: DeviceId(2), gap, peers }] = slow[..] else { panic!("{effects:?}") };
+    assert_eq!((gap.as_millis(), peers.as_millis()), (100, 20), "it has three streams where the other has two");
+    let is_moved = |effect: &&RouterEffect| matches!(effect, RouterEffect::Misplaced { .. });
+    let moved: Vec<_> = effects.iter().filter(is_moved).cloned().collect();
+    let misplaced = |id| RouterEffect::Misplaced { sequence: request(id).sequence };
+    assert_eq!(moved, [2, 4].map(misplaced), "the other has room for two");
+    let now = 8_000_000_000;
+    for id in [2, 4] {
+        // As the keeper does with them.
+        drive(&mut core, vec![RouterEvent::Ended(request(id).sequence)], now);
+        assert_eq!(start(&mut core, id, now), 1);
+    }
+    assert_eq!(start(&mut core, 6, now), 2, "better slow than not at all");
+    drive(&mut core, vec![RouterEvent::Ended(request(1).sequence)], now);
+    assert_eq!(start(&mut core, 7, now), 1);
+}
+
+#[test]
+fn nothing_is_slow_where_that_is_switched_off() {
+    let mut core = router(RouterLimits { slow_factor: 0, ..LIMITS });
+    drive(&mut core, vec![map(1, 1, vec![worker(0, true, true), worker(1, true, true)])], 0);
+    start(&mut core, 1, 0);
+    assert_eq!(pace(&mut core, [100, 5], 0, 20), []);
 }
 
 #[test]
@@ -440,7 +504,9 @@ proptest! {
                     RouterEffect::Misplaced { sequence } => {
                         prop_assert!(running.get(&sequence).is_some_and(|(_, started)| !started));
                     }
-                    RouterEffect::NodeLost { .. } | RouterEffect::ResyncPrefixes { .. } => {}
+                    RouterEffect::NodeLost { .. }
+                    | RouterEffect::ResyncPrefixes { .. }
+                    | RouterEffect::Slow { .. } => {}
                 }
             }
             for device in (0..3).map(DeviceId) {
