@@ -30,7 +30,7 @@ test: tools ## Install what tests need, and run every check and test
 soak: build ## 2,000 mixed requests against the release binary: minutes
 	$(CARGO) run --quiet --release --locked -p relevo --example soak
 
-chaos: build ## Ten minutes of killed, stopped and cut off workers under load
+chaos: build ## Ten minutes of killed, stopped, cut off, drained and flipped workers under load
 	@$(CARGO) run --quiet --release --locked -p relevo -- bench chaos $(ARGS)
 
 bench: build ## The bare engine's speed on the default model

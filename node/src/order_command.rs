@@ -8,7 +8,7 @@ use crate::http_client::ServerArgs;
 use crate::terminal;
 
 /// Where a gateway takes orders.
-const ORDER_PATH: &str = "/relevo/order";
+pub(crate) const ORDER_PATH: &str = "/relevo/order";
 
 /// Arguments of `relevo drain` and `relevo undrain`.
 #[derive(Debug, clap::Args)]

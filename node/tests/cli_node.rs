@@ -4,94 +4,15 @@
 
 mod program;
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
-use std::process::Child;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::path::Path;
+use std::time::Duration;
 
-use program::local_cluster::{SCRIPT, body, eventually, prompt, stream};
+use program::by_hand::{ByHand, Node, now};
+use program::local_cluster::{body, eventually, prompt, stream};
 use program::test_ports::{free_tcp, free_udp};
-use program::{DEADLINE, Scrape, finished, kill, relevo};
-use relevo_transport::identity::{Authority, Host, LiveIdentity, Moment, NodeRequest, Role};
-
-/// A node of a test's own.
-struct Node {
-    child: Option<Child>,
-}
-
-impl Node {
-    /// Ends it, and looks at what it has logged.
-    fn stop(mut self) {
-        let child = self.child.take().unwrap();
-        kill(child.id(), "TERM");
-        let end = finished(child);
-        assert!(end.status.success(), "{end:?}");
-        assert!(!end.stderr.contains(" ERROR "), "{}", end.stderr);
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-/// A cluster by hand: an authority, a gateway with coordinator, and a worker.
-struct ByHand {
-    folder: tempfile::TempDir,
-    authority: Authority,
-    seed: SocketAddr,
-}
-
-#[expect(clippy::disallowed_methods, reason = "certificates go by the wall clock")]
-fn now() -> Moment {
-    Moment(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs())
-}
-
-impl ByHand {
-    /// Its authority has begun at `then`.
-    fn begun(then: Moment) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("script.toml"), SCRIPT).unwrap();
-        let authority = Authority::create(&folder.path().join("ca"), &"test".parse().unwrap(), then).unwrap();
-        Self { folder, authority, seed: free_udp() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// A certificate, and settings with these further lines of `[node]` and of others.
-    fn node(&self, name: &str, roles: &[Role], issued: Moment, listen: SocketAddr, lines: &str) -> PathBuf {
-        let hosts = vec![Host::Address(Ipv4Addr::LOCALHOST.into())];
-        let request = NodeRequest { name: name.parse().unwrap(), roles: roles.iter().copied().collect(), hosts };
-        self.authority.issue(&request, &self.path(name), issued).unwrap();
-        let names: Vec<_> = roles.iter().map(|role| role.name()).collect();
-        let settings = format!(
-            "[node]\nroles = {names:?}\nlisten = \"{listen}\"\nseeds = [\"{}\"]\nidentity = \"{}\"\nstate_dir = \"{}\"\n\
-             {lines}\n[[device]]\nkind = \"scripted:{}\"\n",
-            self.seed,
-            self.path(name).display(),
-            self.path(&format!("{name}.state")).display(),
-            self.path("script.toml").display(),
-        );
-        let path = self.path(&format!("{name}.toml"));
-        std::fs::write(&path, settings).unwrap();
-        path
-    }
-
-    fn serial(&self, name: &str) -> String {
-        LiveIdentity::load(&self.path(name)).unwrap().own().serial.to_string()
-    }
-}
-
-fn start(settings: &Path) -> Node {
-    Node { child: Some(relevo(["node", "--config"]).arg(settings).spawn().unwrap()) }
-}
+use program::{DEADLINE, Scrape, kill, relevo};
+use relevo_transport::identity::{Moment, Role};
 
 #[test]
 fn certificates_are_renewed_before_they_end_while_streams_go_on() {
@@ -110,7 +31,7 @@ fn certificates_are_renewed_before_they_end_while_streams_go_on() {
     let decode = place.node("decode", &[Role::Decode], issued, free_udp(), "");
     let names = ["gateway", "prefill", "decode"];
     let before = names.map(|name| place.serial(name));
-    let nodes = [gateway, prefill, decode].map(|settings| start(&settings));
+    let nodes = [gateway, prefill, decode].map(|settings| Node::start(&settings));
     let url = format!("http://{api}");
     eventually("the cluster serves", || program::get(&url, "/ready").is_some_and(|(code, _)| code == 200));
     let end_of = |url: &str| Scrape::of(url).sum("relevo_certificate_end_seconds", "").unwrap();
@@ -171,9 +92,8 @@ fn a_service_manager_is_told_of_the_start_of_life_and_of_the_end() {
     let path = place.path("notify");
     let listener = Listener::new(&path);
     let mut command = relevo(["node", "--config"]);
-    let child = command.arg(&decode).env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000").spawn().unwrap();
-    let pid = child.id();
-    let node = Node { child: Some(child) };
+    let node = Node::of(command.arg(&decode).env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "400000"), &decode);
+    let pid = node.pid();
     listener.wait_for("READY=1");
     listener.wait_for("STATUS=looks for the coordinator");
     listener.wait_for("WATCHDOG=1");
@@ -188,5 +108,5 @@ fn a_service_manager_is_told_of_the_start_of_life_and_of_the_end() {
     listener.wait_for("WATCHDOG=1");
     kill(pid, "TERM");
     listener.wait_for("STOPPING=1");
-    assert!(finished({ node }.child.take().unwrap()).status.success());
+    node.ends();
 }

@@ -68,6 +68,9 @@ const MEASUREMENT_PATIENCE: Duration = Duration::from_secs(60);
 
 const NO_COORDINATOR: &str = "the coordinator cannot be reached: what it decides waits until it is back";
 
+const NO_ORDERS: &str = "the coordinator cannot be reached, and nothing is changed: the cluster serves on as it is; drains and changes of roles wait \
+                         until it is back, so ask again then";
+
 /// How long the first map may take.
 const START_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -104,6 +107,17 @@ pub enum ClusterError {
     /// No actor of that name.
     #[error("no actor is named {0}")]
     UnknownActor(String),
+}
+
+/// Why an operator's order is not carried out, in words for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OrderFailure {
+    /// Transient: there is no coordinator to decide.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The operator's fault, or that of the node that the order is for.
+    #[error("{0}")]
+    Refused(String),
 }
 
 impl Cluster {
@@ -232,21 +246,23 @@ impl Cluster {
     /// Carries out an operator's order, or has the coordinator do so.
     ///
     /// # Errors
-    /// Why it is not carried out, in words for the operator.
-    pub async fn order(&self, order: Order) -> Result<(), String> {
+    /// Why it is not carried out.
+    pub async fn order(&self, order: Order) -> Result<(), OrderFailure> {
         if self.directory.plays(Role::Coordinator) {
-            return self.directory.obey(order, ORDER_PATIENCE).await;
+            return self.directory.obey(order, ORDER_PATIENCE).await.map_err(OrderFailure::Refused);
         }
         let coordinators = self.directory.peers.playing(Role::Coordinator);
         let Some(coordinator) = coordinators.first() else {
-            return Err(NO_COORDINATOR.to_owned());
+            return Err(OrderFailure::Unavailable(NO_ORDERS.to_owned()));
         };
         let asked = self.directory.peers.ask(coordinator.node, &ControlMessage::Order(order), ORDER_PATIENCE).await;
         match asked {
             Ok(ControlReply::Taken) => Ok(()),
-            Ok(ControlReply::Refused(reason)) => Err(reason),
-            Ok(_) => Err("the coordinator does not do so for this node".to_owned()),
-            Err(error) => Err(format!("the coordinator: {error}")),
+            Ok(ControlReply::Refused(reason)) => Err(OrderFailure::Refused(reason)),
+            Ok(_) => Err(OrderFailure::Refused("the coordinator does not do so for this node".to_owned())),
+            Err(error) => Err(OrderFailure::Unavailable(format!(
+                "the coordinator: {error}; `relevo status` shows whether it has done so, and to ask again does no harm"
+            ))),
         }
     }
 

@@ -193,6 +193,9 @@ impl Directory {
     pub(crate) fn peer_found(&self, peer: &Peer) {
         if self.plays(Role::Coordinator) {
             let _ = self.coordinator.cast(CoordinatorMessage::Node(peer.entry()));
+        } else if peer.roles.contains(Role::Coordinator) {
+            // It may have just begun, and where others do not look for it. If the link ends by this, the next one brings it again.
+            let _ = peer.remote.send(&ControlMessage::Acquaintances(self.map().nodes));
         }
         // One that is being restarted looks when it begins.
         let _ = self.router.cast(RouterMessage::PeersChanged);

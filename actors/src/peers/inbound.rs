@@ -19,6 +19,7 @@ use crate::decode::{DecodeEvent, DecodeMessage};
 use crate::device::DevicePort;
 use crate::gateway::Loss;
 use crate::link_bench;
+use crate::peers::MeshMessage;
 use crate::prefill::{PrefillEvent, PrefillMessage};
 use crate::router::RouterMessage;
 
@@ -37,6 +38,9 @@ pub(super) async fn take(directory: &Arc<Directory>, sender: &Sender, message: C
         }
         ControlMessage::Gateway(message) => to_gateway(directory, sender, message),
         ControlMessage::Map(map) => directory.adopt(map),
+        ControlMessage::Acquaintances(nodes) => {
+            let _ = directory.mesh.cast(MeshMessage::Told(nodes));
+        }
         ControlMessage::Left(device, epoch) => {
             let _ = directory.coordinator.cast(CoordinatorMessage::Left { device, epoch });
         }

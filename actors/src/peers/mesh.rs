@@ -1,5 +1,5 @@
-//! All links of a node: the actor above the peers' actors. It takes in those who dial, dials the seeds until one answers, and learns from the
-//! coordinator's maps who else there is.
+//! All links of a node: the actor above the peers' actors. It takes in those who dial, dials those whom [`Search`] wants to find, and learns from
+//! the coordinator's maps who else there is.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -20,6 +20,7 @@ use super::peer_link::{self, PeerLinkActor, PeerLinkArguments, PeerLinkMessage};
 use super::session::Sessions;
 use crate::clock;
 use crate::cluster::{Directory, PeerSink, Ticker};
+use crate::policy::search::Search;
 
 /// Name in the supervision tree.
 pub(crate) const NAME: &str = "mesh";
@@ -41,11 +42,13 @@ pub(crate) struct MeshActor;
 pub(crate) enum MeshMessage {
     /// A peer has dialled and said hello.
     Greeted(Box<Greeted>),
-    /// A seed has answered.
+    /// Somebody who is looked for has answered.
     Seeded(SocketAddr, ControlConnection),
     /// Who is in the cluster.
     Learn(Vec<NodeEntry>),
-    /// A seed was dialled in vain, or a coordinator does not want this node, for this reason.
+    /// A peer says who else it knows, to a coordinator that may know nobody.
+    Told(Vec<NodeEntry>),
+    /// Somebody was dialled in vain, or a coordinator does not want this node, for this reason.
     NotSeeded(SocketAddr, String),
     /// Time went by.
     Tick,
@@ -68,8 +71,7 @@ pub(crate) struct MeshState {
     /// Dropped with the state, which ends them.
     tasks: JoinSet<()>,
     dialling: JoinSet<()>,
-    /// Why each seed was dialled in vain the last time.
-    troubles: BTreeMap<SocketAddr, String>,
+    search: Search,
     _ticker: Ticker,
 }
 
@@ -85,6 +87,7 @@ impl Actor for MeshActor {
     ) -> Result<Self::State, ActorProcessingErr> {
         let sessions = Sessions::start(&network, myself.get_cell()).await?;
         directory.mesh.set(myself.clone());
+        let search = Search::new(network.node(), network.listen, &network.seeds, directory.plays(Role::Coordinator));
         let mut state = MeshState {
             directory,
             network,
@@ -92,7 +95,7 @@ impl Actor for MeshActor {
             peers: BTreeMap::new(),
             tasks: JoinSet::new(),
             dialling: JoinSet::new(),
-            troubles: BTreeMap::new(),
+            search,
             _ticker: Ticker::start(myself.clone(), TICK, || MeshMessage::Tick),
             myself,
         };
@@ -111,9 +114,10 @@ impl Actor for MeshActor {
             MeshMessage::Greeted(greeted) => state.greeted(greeted).await?,
             MeshMessage::Seeded(seed, connection) => state.seeded(seed, connection).await?,
             MeshMessage::Learn(nodes) => state.learn(nodes).await?,
-            MeshMessage::NotSeeded(seed, reason) => state.not_seeded(seed, reason),
+            MeshMessage::Told(nodes) => state.told(nodes),
+            MeshMessage::NotSeeded(address, reason) => state.not_seeded(address, &reason),
             MeshMessage::Tick => {
-                state.seek_coordinator();
+                state.seek();
                 state.directory.link_probe.expire(clock::now());
             }
             MeshMessage::Poke => state.directory.on_message(NAME),
@@ -177,13 +181,17 @@ impl MeshState {
         Ok(())
     }
 
-    async fn seeded(&mut self, seed: SocketAddr, connection: ControlConnection) -> Result<(), ActorProcessingErr> {
+    async fn seeded(&mut self, address: SocketAddr, connection: ControlConnection) -> Result<(), ActorProcessingErr> {
         let name = connection.peer().name.clone();
         if name == self.network.name {
             let reason = HelloError::Itself.to_string();
             connection.close(&reason);
-            self.not_seeded(seed, reason);
-        } else if let Some(peer) = self.peer(&name).await? {
+            self.not_seeded(address, &reason);
+            self.search.is_own(address);
+            return Ok(());
+        }
+        self.search.answered(address);
+        if let Some(peer) = self.peer(&name).await? {
             let _ = peer.cast(PeerLinkMessage::Dialled(connection));
         }
         Ok(())
@@ -221,33 +229,51 @@ impl MeshState {
         Ok(Some(peer))
     }
 
-    /// Said once, and again when the reason is another one.
-    fn not_seeded(&mut self, seed: SocketAddr, reason: String) {
-        if self.troubles.get(&seed) != Some(&reason) {
-            tracing::warn!(%seed, reason, "the coordinator is not reached, and is dialled again until it is");
-            self.troubles.insert(seed, reason);
+    fn not_seeded(&mut self, address: SocketAddr, reason: &str) {
+        if self.search.failed(address, reason) {
+            match self.directory.plays(Role::Coordinator) {
+                true => {
+                    tracing::warn!(seed = %address, reason, "a seed is not reached, and is dialled until somebody is linked")
+                }
+                false => tracing::warn!(
+                    seed = %address, reason, "the coordinator is not reached, and is dialled again until it is"
+                ),
+            }
         }
     }
 
-    /// Dials the seeds while no coordinator is linked.
-    fn seek_coordinator(&mut self) {
+    /// Dials the seeds until whom they are to lead to is linked.
+    fn seek(&mut self) {
         while self.dialling.try_join_next().is_some() {}
-        let has_one =
-            self.directory.plays(Role::Coordinator) || !self.directory.peers.playing(Role::Coordinator).is_empty();
-        if has_one || !self.dialling.is_empty() {
-            return;
+        let linked: Vec<_> = self.directory.peers.all().iter().map(|peer| peer.roles).collect();
+        for seed in self.search.due(&linked) {
+            // A coordinator that has been started somewhere else takes whoever is there.
+            let expected = match self.directory.plays(Role::Coordinator) {
+                true => Expected::one_of(Role::ALL),
+                false => Expected::one_of([Role::Coordinator]),
+            };
+            self.dialling.spawn(dial(self.network.clone(), seed, expected, self.myself.clone()));
         }
-        let own = self.network.listen;
-        for &seed in self.network.seeds.iter().filter(|seed| **seed != own) {
-            self.dialling.spawn(dial_seed(self.network.clone(), seed, self.myself.clone()));
+    }
+
+    fn told(&mut self, nodes: Vec<NodeEntry>) {
+        let peers = &self.directory.peers;
+        for entry in self.search.told(nodes, |node| peers.find(node).is_some()) {
+            match entry.name.parse::<Name>() {
+                Ok(name) => {
+                    let expected = Expected::node(name);
+                    self.dialling.spawn(dial(self.network.clone(), entry.listen, expected, self.myself.clone()));
+                }
+                Err(error) => self.not_seeded(entry.listen, &error.to_string()),
+            }
         }
     }
 }
 
-async fn dial_seed(network: Network, seed: SocketAddr, mesh: ActorRef<MeshMessage>) {
-    let message = match network.endpoint.dial(seed, Expected::one_of([Role::Coordinator])).await {
-        Ok(connection) => MeshMessage::Seeded(seed, connection),
-        Err(error) => MeshMessage::NotSeeded(seed, error.to_string()),
+async fn dial(network: Network, address: SocketAddr, expected: Expected, mesh: ActorRef<MeshMessage>) {
+    let message = match network.endpoint.dial(address, expected).await {
+        Ok(connection) => MeshMessage::Seeded(address, connection),
+        Err(error) => MeshMessage::NotSeeded(address, error.to_string()),
     };
     // Fails when this node stops.
     let _ = mesh.cast(message);

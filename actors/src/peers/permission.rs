@@ -67,6 +67,7 @@ pub(super) fn may_say(sender: &Sender, message: &ControlMessage) -> bool {
         }
         ControlMessage::TellPrefixes(_) => sender.plays(Role::Gateway),
         ControlMessage::Left(device, _) => sender.computes() && sender.owns(*device),
+        ControlMessage::Acquaintances(_) => sender.plays(Role::Gateway) || sender.computes(),
         ControlMessage::AskMemoryLink | ControlMessage::Probe(_) => sender.plays(Role::Prefill),
         ControlMessage::Order(_) | ControlMessage::MeasureLink(..) => {
             sender.plays(Role::Gateway) || sender.plays(Role::Operator)
@@ -142,6 +143,7 @@ mod tests {
             (gateway(ToGateway::PrefixChanged(theirs, Epoch(1), batch)), vec![Prefill, Decode]),
             (ControlMessage::Map(ClusterMap::default()), vec![Coordinator]),
             (ControlMessage::Left(theirs, Epoch(1)), vec![Prefill, Decode]),
+            (ControlMessage::Acquaintances(Vec::new()), vec![Gateway, Prefill, Decode]),
             (ControlMessage::Order(Order::Drain("x".to_owned())), vec![Gateway, Operator]),
             (ControlMessage::SetRoles(vec![DeviceRole::Decode]), vec![Coordinator]),
             (ControlMessage::SetDraining(true), vec![Coordinator]),
@@ -180,6 +182,7 @@ mod tests {
                         ToGateway::Started(_) | ToGateway::Refused(_) | ToGateway::Undelivered(_) | ToGateway::Lost(_)
                     )
                     | ControlMessage::Map(_)
+                    | ControlMessage::Acquaintances(_)
                     | ControlMessage::Order(_)
                     | ControlMessage::SetRoles(_)
                     | ControlMessage::SetDraining(_)

@@ -20,3 +20,4 @@ pub mod progress;
 pub(crate) mod rate;
 pub mod restarts;
 pub mod routing;
+pub(crate) mod search;

@@ -18,7 +18,7 @@ pub enum BenchCommand {
     Serve(serve::ServeArgs),
     /// Measure what the KV path to a node of a cluster carries, beside a bare copy on the same link
     Link(link::LinkArgs),
-    /// Kill, stop and cut off workers of a cluster under load, and hold it to its promises
+    /// Kill, stop, cut off, drain and flip workers of a cluster under load, renew their certificates, and hold it to its promises
     Chaos(chaos::ChaosArgs),
 }
 

@@ -85,7 +85,7 @@ section! {
         listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 7400));
         /// What others dial instead, where `listen` is all addresses or behind a translation.
         advertise: Option<SocketAddr> = None, example "\"10.0.0.7:7400\"";
-        /// Where the coordinator listens.
+        /// Where the coordinator listens, or may listen one day. Of the coordinator: where other nodes listen, of which it looks for one if nobody looks for it.
         seeds: Vec<SocketAddr> = Vec::new(), example "[\"10.0.0.1:7400\"]";
         /// The folder that `relevo ca issue` made for this node. Required by `relevo node`.
         identity: Option<PathBuf> = None, example "\"/etc/relevo/identity\"";

@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use relevo_actors::cluster::OrderFailure;
 use relevo_wire::RequestError;
 use serde::Serialize;
 
@@ -108,6 +109,16 @@ impl ApiError {
     /// 409: the cluster does not do as an operator wants.
     pub(super) fn order_refused(reason: String) -> Self {
         Self::new(StatusCode::CONFLICT, INVALID_REQUEST, "order_refused", reason)
+    }
+
+    /// 409, or 503 while there is nobody who decides.
+    pub(super) fn order_failed(failure: OrderFailure) -> Self {
+        match failure {
+            OrderFailure::Refused(reason) => Self::order_refused(reason),
+            OrderFailure::Unavailable(reason) => {
+                Self::unavailable("coordinator_unavailable", &reason, Duration::from_secs(1))
+            }
+        }
     }
 
     /// 404

@@ -101,6 +101,6 @@ pub(super) async fn order(State(service): State<Arc<Service>>, request: Request)
         OrderBody::Undrain { undrain } => Order::Undrain(undrain),
         OrderBody::Role { role, node } => Order::SetRole(node, role),
     };
-    (backend.order)(order).await.map_err(ApiError::order_refused)?;
+    (backend.order)(order).await.map_err(ApiError::order_failed)?;
     answer::json(&Condition { status: "ok" })
 }

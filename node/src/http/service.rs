@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use relevo_actors::cluster::OrderFailure;
 use relevo_actors::gateway::Gateway;
 use relevo_actors::link_bench::LinkMeasurement;
 use relevo_actors::status::ClusterStatus;
@@ -34,7 +35,7 @@ pub type TraceReader = Box<dyn Fn(String) -> Pin<Box<dyn Future<Output = Option<
 
 /// Hands an operator's order to the coordinator; an error is in words for the operator.
 pub(super) type OrderTaker =
-    Box<dyn Fn(Order) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
+    Box<dyn Fn(Order) -> Pin<Box<dyn Future<Output = Result<(), OrderFailure>> + Send>> + Send + Sync>;
 
 /// Has a link measured: to the first node, from the second if it is said which.
 pub(super) type LinkMeter = Box<

@@ -13,6 +13,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use relevo::http::{Backend, HttpOptions, ServedModel, Service, bind, serve};
 use relevo::text::ModelText;
+use relevo_actors::cluster::OrderFailure;
 use relevo_actors::gateway::{Submission, gateway_channel};
 use relevo_actors::status::ClusterStatus;
 use relevo_wire::{FinishReason, GenerateRequest, StreamEvent, TokenId, TokenLogprobs, Usage};
@@ -98,7 +99,8 @@ impl World {
     fn open(&self, model: ServedModel) -> mpsc::Receiver<Submission> {
         let (gateway, submissions) = gateway_channel(64);
         let status = Box::new(|| Box::pin(async { ClusterStatus::default() }) as _);
-        let order = Box::new(|_| Box::pin(async { Err("there is no coordinator".to_owned()) }) as _);
+        let order =
+            Box::new(|_| Box::pin(async { Err(OrderFailure::Unavailable("there is no coordinator".to_owned())) }) as _);
         let trace = Box::new(|_| Box::pin(async { None }) as _);
         let measure_link = Box::new(|_, _, _| Box::pin(async { Err("there is one node".to_owned()) }) as _);
         self.service.open(Backend { gateway, model, status, spans: Arc::default(), trace, order, measure_link });

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test binary uses a part of it")]
 
+pub mod by_hand;
 #[path = "../../../gpu/tests/default_model/mod.rs"]
 mod default_model;
 mod exchange;

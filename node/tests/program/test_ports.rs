@@ -4,11 +4,11 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 /// Each test is a process, and gets so many.
-const NUM_PORTS: u16 = 8;
+const NUM_PORTS: u16 = 16;
 
 fn free(probe: impl Fn(SocketAddr) -> std::io::Result<()>) -> SocketAddr {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let first = 2048 + (std::process::id() % 997) as u16 * NUM_PORTS;
+    let first = 2048 + (std::process::id() % 499) as u16 * NUM_PORTS;
     loop {
         let index = NEXT.fetch_add(1, Ordering::Relaxed);
         assert!(index < NUM_PORTS, "a test may have {NUM_PORTS} ports");

@@ -7,8 +7,8 @@ use std::fmt;
 
 use crate::sent_request::SentRequest;
 use crate::{
-    ClusterMap, DeviceId, DeviceRole, Epoch, GrantedLease, HandOver, KvLayout, LeaseId, NodeId, PrefixBatch, RequestId,
-    SequenceId, StreamEvent,
+    ClusterMap, DeviceId, DeviceRole, Epoch, GrantedLease, HandOver, KvLayout, LeaseId, NodeEntry, NodeId, PrefixBatch,
+    RequestId, SequenceId, StreamEvent,
 };
 
 /// Longest control message that is sent or accepted, archived: a prompt of a million tokens and the same again.
@@ -19,6 +19,9 @@ pub const MAX_CERTIFICATE_REQUEST_BYTES: usize = 4096;
 
 /// Sequences that one message may name.
 const MAX_SEQUENCES: usize = 4096;
+
+/// Nodes that one message may name: more than a node has links.
+const MAX_ACQUAINTANCES: usize = 4096;
 
 /// One message to a peer.
 #[derive(Clone, Debug, PartialEq, rkyv::Archive, rkyv::Serialize, rkyv::Deserialize)]
@@ -55,6 +58,8 @@ pub enum ControlMessage {
     MeasureLink(NodeId, LinkBench),
     /// From the node that measures: a step of that, at the other end of the path.
     Probe(ToProbe),
+    /// To a coordinator whose link is new: who is in the last map that this node has, for one that has just begun knows nobody.
+    Acquaintances(Vec<NodeEntry>),
 }
 
 /// How a link is to be measured.
@@ -247,6 +252,7 @@ impl ControlMessage {
             Self::Gateway(ToGateway::DeviceLost(_, Stepping::These(sequences))) => {
                 within("the number of sequences", sequences.len() <= MAX_SEQUENCES)
             }
+            Self::Acquaintances(nodes) => within("the number of nodes", nodes.len() <= MAX_ACQUAINTANCES),
             Self::SetRoles(roles) => within("the number of roles", (1..=2).contains(&roles.len())),
             Self::Renew(request) => {
                 within("the length of a certificate request", request.len() <= MAX_CERTIFICATE_REQUEST_BYTES)

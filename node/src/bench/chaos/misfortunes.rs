@@ -1,4 +1,4 @@
-//! What happens to a worker.
+//! What happens to a worker: what breaks, and what an operator does meanwhile.
 
 use std::time::Duration;
 
@@ -7,14 +7,15 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::sleep;
 
 use super::namespace::{Direction, Network};
-use super::subject::{Worker, failed};
+use super::subject::{Subject, Worker, failed};
+use super::upkeep;
 use crate::bench::random::SplitMix64;
 use crate::cli::Failure;
 
 /// A pause that is no death.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// Shortest and longest time that a worker is stopped or cut off: longer than the silence after which it counts as lost.
+/// Shortest and longest time that a worker is stopped or cut off, drained or in its other role: longer than the silence after which it counts as lost.
 const ABSENCE_MS: (u64, u64) = (1000, 3000);
 
 /// What can happen.
@@ -35,6 +36,12 @@ pub(super) enum Kind {
     Deaf,
     /// Nothing of it reaches others.
     Mute,
+    /// An operator drains it, and ends that.
+    Drained,
+    /// An operator gives it the other role, and its own again.
+    Flipped,
+    /// An operator puts a new certificate into its folder.
+    Renewed,
 }
 
 impl Kind {
@@ -48,13 +55,40 @@ impl Kind {
             Self::CutOff => "cut off",
             Self::Deaf => "deaf",
             Self::Mute => "mute",
+            Self::Drained => "drained",
+            Self::Flipped => "given the other role and back",
+            Self::Renewed => "given a new certificate",
         }
+    }
+
+    /// Whether no stream may be sent again for it: what a drained worker has it finishes, and a certificate is for the next handshake.
+    pub(super) const fn is_smooth(self) -> bool {
+        matches!(self, Self::Drained | Self::Renewed)
+    }
+
+    const fn needs_network(self) -> bool {
+        matches!(self, Self::CutOff | Self::Deaf | Self::Mute)
+    }
+
+    /// Whether it can happen to this one of the workers, all of which serve. Somebody who plays its role must be left where that is the point.
+    fn may_strike(self, worker: &Worker, workers: &[Worker]) -> bool {
+        let is_left = workers.iter().any(|other| other.name != worker.name && other.roles == worker.roles);
+        self != Self::Flipped || (is_left && upkeep::flip(worker).is_some())
     }
 }
 
-const WITHOUT_NETWORK: [Kind; 4] = [Kind::Killed, Kind::Stopped, Kind::Paused, Kind::AskedToStop];
-const WITH_NETWORK: [Kind; 7] =
-    [Kind::Killed, Kind::Stopped, Kind::Paused, Kind::AskedToStop, Kind::CutOff, Kind::Deaf, Kind::Mute];
+const ALL: [Kind; 10] = [
+    Kind::Killed,
+    Kind::Stopped,
+    Kind::Paused,
+    Kind::AskedToStop,
+    Kind::CutOff,
+    Kind::Deaf,
+    Kind::Mute,
+    Kind::Drained,
+    Kind::Flipped,
+    Kind::Renewed,
+];
 
 /// One that has happened.
 #[derive(Clone, Debug)]
@@ -64,6 +98,8 @@ pub(super) struct Strike {
     pub(super) at: Instant64,
     /// When the cluster was whole again.
     pub(super) until: Instant64,
+    /// Streams that went on elsewhere meanwhile; nothing if they could not be counted.
+    pub(super) replays: Option<u64>,
 }
 
 /// Draws them by seed.
@@ -79,25 +115,38 @@ impl Misfortunes {
         Self { random: SplitMix64::new(seed), network, next: Vec::new() }
     }
 
-    /// Lets something happen to this worker, and returns when it is over.
-    pub(super) async fn strike(&mut self, worker: &Worker) -> Result<Kind, Failure> {
-        let kind = self.draw();
+    /// What happens next, and to which of the workers, all of which serve.
+    pub(super) fn draw<'w>(&mut self, workers: &'w [Worker]) -> Option<(Kind, &'w Worker)> {
+        let strikes_some = |kind: &Kind| workers.iter().any(|worker| kind.may_strike(worker, workers));
+        self.next.retain(strikes_some);
+        if self.next.is_empty() {
+            let has_network = self.network.is_some();
+            self.next =
+                ALL.into_iter().filter(|kind| has_network || !kind.needs_network()).filter(strikes_some).collect();
+        }
+        if self.next.is_empty() {
+            return None;
+        }
+        let index = self.random.below(self.next.len() as u64) as usize;
+        let kind = self.next.swap_remove(index);
+        let victims: Vec<_> = workers.iter().filter(|worker| kind.may_strike(worker, workers)).collect();
+        let victim = victims[self.random.below(victims.len() as u64) as usize];
+        Some((kind, victim))
+    }
+
+    /// Lets it happen to this worker, and returns when it is over.
+    pub(super) async fn strike(&mut self, kind: Kind, worker: &Worker, subject: &Subject) -> Result<(), Failure> {
         match kind {
             Kind::Killed => signal(worker, Signal::KILL),
             Kind::AskedToStop => signal(worker, Signal::TERM),
             Kind::Paused => stop_for(worker, PAUSE).await,
             Kind::Stopped => stop_for(worker, self.absence()).await,
             Kind::CutOff | Kind::Deaf | Kind::Mute => self.cut(worker, kind).await?,
+            Kind::Drained => upkeep::drain_for(subject, worker, self.absence()).await?,
+            Kind::Flipped => upkeep::flip_for(subject, worker, self.absence()).await?,
+            Kind::Renewed => upkeep::renew(subject, worker).await?,
         }
-        Ok(kind)
-    }
-
-    fn draw(&mut self) -> Kind {
-        if self.next.is_empty() {
-            self.next = if self.network.is_some() { WITH_NETWORK.to_vec() } else { WITHOUT_NETWORK.to_vec() };
-        }
-        let index = self.random.below(self.next.len() as u64) as usize;
-        self.next.swap_remove(index)
+        Ok(())
     }
 
     fn absence(&mut self) -> Duration {
@@ -134,5 +183,49 @@ async fn stop_for(worker: &Worker, time: Duration) {
 fn signal(worker: &Worker, signal: Signal) {
     if let Some(pid) = i32::try_from(worker.pid).ok().and_then(Pid::from_raw) {
         let _ = kill_process(pid, signal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn worker(name: &str, roles: &[&str]) -> Worker {
+        Worker { name: name.to_owned(), pid: 0, port: 0, roles: roles.iter().map(|&role| role.to_owned()).collect() }
+    }
+
+    /// A round of draws among these workers.
+    fn round(workers: &[Worker], num_kinds: usize) -> Vec<(Kind, String)> {
+        let mut misfortunes = Misfortunes::new(1, None);
+        let draw = |_| misfortunes.draw(workers).map(|(kind, victim)| (kind, victim.name.clone())).unwrap();
+        (0..num_kinds).map(draw).collect()
+    }
+
+    #[test]
+    fn each_kind_comes_once_before_any_comes_again() {
+        let workers = [
+            worker("prefill-0", &["prefill"]),
+            worker("prefill-1", &["prefill"]),
+            worker("decode-0", &["decode"]),
+            worker("decode-1", &["decode"]),
+        ];
+        let drawn = round(&workers, 14);
+        for round in [&drawn[..7], &drawn[7..]] {
+            let kinds: BTreeSet<_> = round.iter().map(|(kind, _)| *kind).collect();
+            assert_eq!(kinds.len(), 7, "without a network: {round:?}");
+        }
+    }
+
+    #[test]
+    fn a_role_is_changed_where_somebody_is_left_who_plays_it() {
+        let lonely =
+            [worker("prefill-0", &["prefill"]), worker("decode-0", &["decode"]), worker("decode-1", &["decode"])];
+        let flipped: Vec<_> =
+            round(&lonely, 70).into_iter().filter(|(kind, _)| *kind == Kind::Flipped).map(|(_, name)| name).collect();
+        assert!(flipped.len() == 10 && flipped.iter().all(|name| name.starts_with("decode")), "{flipped:?}");
+        let both = [worker("worker-0", &["decode", "prefill"]), worker("worker-1", &["decode", "prefill"])];
+        assert!(round(&both, 12).iter().all(|(kind, _)| *kind != Kind::Flipped), "an order gives one role only");
     }
 }

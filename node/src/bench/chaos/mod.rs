@@ -1,10 +1,11 @@
-//! `relevo bench chaos`: a cluster of processes under a mixed load, whose workers are killed, stopped, paused and cut off by turns. What clients
-//! get is compared with what a single process says; the run fails if a promise is broken.
+//! `relevo bench chaos`: a cluster of processes under a mixed load, whose workers are killed, stopped, paused, cut off, drained, given other roles and
+//! new certificates by turns. What clients get is compared with what a single process says; the run fails if a promise is broken.
 
 mod misfortunes;
 mod namespace;
 mod promises;
 mod subject;
+mod upkeep;
 mod workload;
 
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -19,7 +20,6 @@ use self::misfortunes::{Misfortunes, Strike};
 use self::promises::{Report, Witnessed};
 use self::subject::Subject;
 use self::workload::{Load, Variant};
-use super::random::SplitMix64;
 use crate::cli::Failure;
 use crate::config::DeviceKind;
 use crate::terminal;
@@ -130,7 +130,6 @@ async fn break_things(
 ) -> Result<(), Failure> {
     let every = Duration::from_secs(u64::from(args.every.get()));
     let end = clock::now() + Duration::from_secs(u64::from(args.duration.get()));
-    let mut random = SplitMix64::new(args.seed ^ 0x6368_616f_7300);
     let progress = terminal::count_progress(u64::from(args.duration.get() / args.every.get()), "misfortunes");
     // A while without any, to see how it is without.
     let mut next = clock::now() + every;
@@ -146,12 +145,13 @@ async fn break_things(
             witnessed.not_whole += 1;
             continue;
         };
-        let victim = &workers[random.below(workers.len() as u64) as usize];
-        let at = clock::now();
-        let kind = misfortunes.strike(victim).await?;
+        let Some((kind, victim)) = misfortunes.draw(&workers) else { continue };
+        let (at, before) = (clock::now(), subject.replays().await);
+        misfortunes.strike(kind, victim, subject).await?;
         tokio::time::sleep(SHOWS).await;
         witnessed.not_whole += u64::from(subject.whole(RECOVERY).await.is_none());
-        witnessed.strikes.push(Strike { kind, worker: victim.name.clone(), at, until: clock::now() });
+        let replays = subject.replays().await.zip(before).map(|(after, before)| after.saturating_sub(before));
+        witnessed.strikes.push(Strike { kind, worker: victim.name.clone(), at, until: clock::now(), replays });
         progress.inc(1);
     }
 }

@@ -50,6 +50,10 @@ pub(super) struct Report {
     failed: usize,
     wrong: usize,
     contradicted_tokens: u64,
+    /// Streams that went on elsewhere, from each misfortune until the cluster was whole again.
+    replays: u64,
+    /// Of these, at a drain or a renewal, for which no stream need be sent again.
+    needless_replays: u64,
     /// Requests that were open from when something happened until the cluster was whole again.
     struck: usize,
     ttft_ms: Option<Percentiles>,
@@ -76,13 +80,16 @@ struct Struck {
     whole_again_s: f64,
     worker: String,
     kind: Kind,
+    /// Streams that went on elsewhere meanwhile.
+    replays: Option<u64>,
 }
 
 impl Struck {
     fn of(strike: &Strike, began: Instant64) -> Self {
         let seconds = |span: Duration| (span.as_secs_f64() * 1e3).round() / 1e3;
         let (at_s, whole_again_s) = (seconds(strike.at.since(began)), seconds(strike.until.since(strike.at)));
-        Self { at_s, whole_again_s, worker: strike.worker.clone(), kind: strike.kind }
+        let (worker, kind, replays) = (strike.worker.clone(), strike.kind, strike.replays);
+        Self { at_s, whole_again_s, worker, kind, replays }
     }
 }
 
@@ -113,6 +120,8 @@ impl Report {
             failed: count(|end| matches!(end, End::Failed(_))),
             wrong: count(|end| matches!(end, End::Wrong(_))),
             contradicted_tokens: witnessed.contradictions.unwrap_or(0),
+            replays: count_replays(&witnessed.strikes, |_| true),
+            needless_replays: count_replays(&witnessed.strikes, Kind::is_smooth),
             struck: struck.len(),
             ttft_ms: Percentiles::of(outcomes.iter().filter_map(|outcome| outcome.ttft).collect()),
             undisturbed_long_ttft_ms,
@@ -142,6 +151,10 @@ impl Report {
             (self.wrong > 0, format!("{} answers differ from the single process's", self.wrong)),
             (witnessed.contradictions.is_none(), "the gateway's metrics cannot be read".to_owned()),
             (self.contradicted_tokens > 0, format!("{} tokens of replays differ", self.contradicted_tokens)),
+            (
+                self.needless_replays > 0,
+                format!("{} streams were sent again for drains and certificates", self.needless_replays),
+            ),
             (gap > self.gap_limit_ms, format!("pauses: p99 is {gap} ms, promised are {} ms", self.gap_limit_ms)),
             (witnessed.not_whole > 0, format!("{} times the cluster was not whole again in time", witnessed.not_whole)),
             (!witnessed.at_rest, format!("{} blocks and leases are left over", self.leftover_blocks)),
@@ -168,6 +181,7 @@ impl Report {
                     self.completed, self.aborted, self.refused, self.failed, self.wrong
                 ),
             ),
+            ("sent again", format!("{} streams, {} for drains and certificates", self.replays, self.needless_replays)),
             ("to the first token", spread(self.ttft_ms)),
             ("  long, undisturbed", spread(self.undisturbed_long_ttft_ms)),
             ("longest pause", spread(self.undisturbed_gap_ms)),
@@ -205,6 +219,10 @@ fn count_kinds(strikes: &[Strike]) -> BTreeMap<Kind, usize> {
         *counts.entry(strike.kind).or_default() += 1;
     }
     counts
+}
+
+fn count_replays(strikes: &[Strike], counts: impl Fn(Kind) -> bool) -> u64 {
+    strikes.iter().filter(|strike| counts(strike.kind)).filter_map(|strike| strike.replays).sum()
 }
 
 /// A few of what went wrong, each once.
@@ -272,7 +290,8 @@ mod tests {
     }
 
     fn kept() -> Witnessed {
-        let strike = Strike { kind: Kind::Killed, worker: "decode-0".to_owned(), at: at(250), until: at(800) };
+        let worker = "decode-0".to_owned();
+        let strike = Strike { kind: Kind::Killed, worker, at: at(250), until: at(800), replays: Some(3) };
         let outcomes =
             vec![outcome(End::Complete, 0, 900), outcome(End::Aborted, 1000, 21), outcome(End::Refused, 1, 0)];
         Witnessed { strikes: vec![strike], outcomes, at_rest: true, contradictions: Some(0), ..Witnessed::default() }
@@ -283,18 +302,20 @@ mod tests {
         let report = Report::of(&args(), &kept());
         assert!(report.verdict().is_ok(), "{:?}", report.broken);
         assert_eq!((report.completed, report.struck, report.gap_limit_ms), (1, 2, 1020.0));
+        assert_eq!((report.replays, report.needless_replays), (3, 0));
     }
 
     #[test]
     fn each_promise_that_is_broken_is_named() {
         let gap = outcome(End::Complete, 0, 1500);
         type Break = fn(&mut Witnessed, Outcome);
-        let breaks: [(&str, Break); 10] = [
+        let breaks: [(&str, Break); 11] = [
             ("cannot be read", |seen, _| seen.contradictions = None),
             ("errors were logged", |seen, _| seen.errors.push("x".to_owned())),
             ("failed", |seen, _| seen.outcomes.push(outcome(End::Failed("x".to_owned()), 0, 0))),
             ("differ from", |seen, _| seen.outcomes.push(outcome(End::Wrong("x".to_owned()), 0, 0))),
             ("replays differ", |seen, _| seen.contradictions = Some(1)),
+            ("were sent again", |seen, _| seen.strikes[0].kind = Kind::Drained),
             ("p99 is", |seen, gap| seen.outcomes = vec![gap]),
             ("not whole", |seen, _| seen.not_whole = 1),
             ("left over", |seen, _| seen.at_rest = false),

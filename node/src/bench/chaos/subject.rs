@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use relevo_actors::clock;
-use relevo_actors::status::{ClusterStatus, NodeStatus};
+use relevo_actors::status::{ClusterStatus, DeviceStatus, NodeStatus};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -32,6 +32,9 @@ const START_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long an end may take.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long the status may take to show what an operator has ordered.
+const SHOWN_WITHIN: Duration = Duration::from_secs(10);
 
 /// How often it is asked whether something holds.
 const POLL: Duration = Duration::from_millis(50);
@@ -103,6 +106,8 @@ pub(super) struct Worker {
     pub(super) pid: u32,
     /// Its UDP port.
     pub(super) port: u16,
+    /// What its devices play.
+    pub(super) roles: Vec<String>,
 }
 
 /// A running `relevo up`.
@@ -208,21 +213,51 @@ impl Subject {
 
     /// Tokens of a replay that differed from those sent before; nothing if they cannot be counted.
     pub(super) async fn contradictions(&self) -> Option<u64> {
+        self.counter("relevo_contradicted_tokens_total").await
+    }
+
+    /// Streams that went on elsewhere; nothing if they cannot be counted.
+    pub(super) async fn replays(&self) -> Option<u64> {
+        self.counter("relevo_replays_total").await
+    }
+
+    /// One of the gateway's that has no labels. A counter that nothing was ever added to is not there.
+    async fn counter(&self, name: &str) -> Option<u64> {
         let metrics = self.client.get_text("/metrics").await.ok()?;
-        let value =
-            |line: &str| line.strip_prefix("relevo_contradicted_tokens_total ").and_then(|value| value.parse().ok());
-        Some(metrics.lines().find_map(value).unwrap_or(0))
+        Some(metric(&metrics, name).map_or(0, |value| value as u64))
     }
 
     /// The gateway's memory of its own, in KiB; 0 if it cannot be told.
     pub(super) async fn gateway_memory_kib(&self) -> u64 {
-        let status = self.status().await;
-        let gateway = status.as_ref().and_then(|status| status.nodes.iter().find(|node| node.devices.is_empty()));
-        gateway.and_then(|node| memory_kib(node.pid)).unwrap_or(0)
+        self.gateway_pid().await.and_then(memory_kib).unwrap_or(0)
+    }
+
+    /// The gateway's process, which is the coordinator's, too.
+    pub(super) async fn gateway_pid(&self) -> Option<u32> {
+        let status = self.status().await?;
+        status.nodes.iter().find(|node| node.devices.is_empty()).map(|node| node.pid)
     }
 
     async fn status(&self) -> Option<ClusterStatus> {
         self.client.get(STATUS_PATH).await.ok()
+    }
+
+    /// Waits until a worker's device is as it is to be, by the status.
+    ///
+    /// # Errors
+    /// It is not in time.
+    pub(super) async fn wait_for(
+        &self,
+        worker: &Worker,
+        what: &str,
+        holds: impl Fn(&DeviceStatus) -> bool,
+    ) -> Result<(), Failure> {
+        let is_so = |status: &ClusterStatus| {
+            let node = status.nodes.iter().find(|node| node.name == worker.name)?;
+            node.devices.iter().all(&holds).then_some(())
+        };
+        let late = || Failure::Promise(format!("{} {what}, and the status does not show it", worker.name));
+        self.wait(SHOWN_WITHIN, is_so).await.ok_or_else(late)
     }
 
     async fn wait<T>(&self, patience: Duration, holds: impl Fn(&ClusterStatus) -> Option<T>) -> Option<T> {
@@ -248,12 +283,20 @@ fn worker(status: &ClusterStatus, node: &NodeStatus) -> Option<Worker> {
     let mut links = status.nodes.iter().flat_map(|other| &other.links);
     let link = links.find(|link| link.peer == node.name)?;
     let port = link.address.rsplit_once(':')?.1.parse().ok()?;
-    serves(node).then(|| Worker { name: node.name.clone(), pid: node.pid, port })
+    let mut roles: Vec<_> = node.devices.iter().flat_map(|device| device.roles.iter().cloned()).collect();
+    roles.sort_unstable();
+    roles.dedup();
+    serves(node).then(|| Worker { name: node.name.clone(), pid: node.pid, port, roles })
 }
 
 fn held(status: &ClusterStatus) -> u64 {
     let devices = status.nodes.iter().flat_map(|node| &node.devices);
     devices.map(|device| device.kv_blocks.active + device.kv_blocks.leased + device.leases).sum()
+}
+
+/// What a metric without labels is at.
+pub(super) fn metric(metrics: &str, name: &str) -> Option<f64> {
+    metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
 fn memory_kib(pid: u32) -> Option<u64> {
