@@ -40,6 +40,31 @@ fn the_default_model_is_described_by_its_file() {
 }
 
 #[test]
+fn two_files_have_one_digest_if_and_only_if_their_weights_are_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let original = default_model::default_model();
+    let mut bytes = std::fs::read(&original).unwrap();
+    let digest_of = |bytes: &[u8]| {
+        let path = folder.path().join("another name.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        ModelFiles::open(&path).unwrap().digest().to_string()
+    };
+    let digest = smollm2().digest().to_string();
+    assert_eq!(digest_of(&bytes), digest);
+    assert_eq!(digest.len(), 32);
+    // The last byte is of a tensor, and near the file's beginning stands what it says of itself.
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    assert_ne!(digest_of(&bytes), digest);
+    bytes[last] ^= 1;
+    let theta = bytes.windows(20).position(|window| window == b"llama.rope.freq_base").unwrap() + 20 + 4;
+    assert_eq!(bytes[theta..theta + 4], 100_000_f32.to_le_bytes());
+    bytes[theta..theta + 4].copy_from_slice(&10_000_f32.to_le_bytes());
+    assert_ne!(digest_of(&bytes), digest);
+    assert_ne!(tiny("llama").digest(), tiny("qwen3").digest());
+}
+
+#[test]
 fn the_default_model_gives_its_tensors_by_role() {
     let files = smollm2();
     assert_eq!(files.tensors().count(), 272);

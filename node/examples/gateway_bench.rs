@@ -1,5 +1,6 @@
 //! What the gateway costs, against scripted devices in processes of their own: requests a second, its processor time for a request and for a streamed
-//! token, the pauses between tokens beside those of a bare SSE server on hyper, and what becomes of three times the load that the workers bear.
+//! token, the pauses between tokens beside those of a bare SSE server on hyper, what becomes of three times the load that the workers bear, and how soon
+//! after its prompt's last layer a sequence decodes elsewhere.
 //! `make bench-gateway` builds both and runs this.
 //!
 //! Client, gateway, prefill and decode share the machine's cores; the gateway's processor time is its process's own.
@@ -45,6 +46,14 @@ const LONG_BYTES: usize = 220_000;
 /// Requests that show the peak, and how long three times that many come.
 const NUM_PEAK: usize = 500;
 const OVERLOADED: Duration = Duration::from_secs(10);
+
+/// Streams whose hand-over is timed, the tokens of their prompts, and the time of each in microseconds.
+const NUM_HAND_OVERS: usize = 40;
+const HAND_OVER_TOKENS: usize = 1024;
+const PREFILL_TOKEN_US: usize = 100;
+
+/// What a layer of a chunk of 512 tokens has: 32 blocks of 64 KiB.
+const LAYER_BYTES: f64 = 2_097_152.0;
 
 /// Tokens of a stream, and how far they are apart.
 const STREAM_TOKENS: usize = 3000;
@@ -127,6 +136,39 @@ async fn measure() {
     for round in 1..=3 {
         overload(round, address).await;
     }
+    drop(cluster);
+    for carrier in ["quic", "shm"] {
+        hand_overs(&world, carrier).await;
+    }
+}
+
+/// The first token comes when the prompt's last layer is computed, the second a step after decode has all blocks; the steps after it take as long as
+/// that one. So what the first pause is longer than the others is the hand-over.
+async fn hand_overs(world: &World, carrier: &str) {
+    let blocks = "num_layers = 32\nkey_dim = 1024\nvalue_dim = 1024\nelement = \"f16\"\n";
+    let times = format!("fixed_us = 5000\nprefill_token_us = {PREFILL_TOKEN_US}\n");
+    std::fs::write(world.script(), format!("tokens = \"echo\"\n{blocks}{times}")).unwrap();
+    let cluster = start_cluster(world, "1GiB", &format!("[transport]\ncarrier = \"{carrier}\"\n"));
+    let address: SocketAddr = cluster.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let mut bench =
+        program::relevo(["bench", "link", "decode-0", "--block-kib", "64", "--json", "--url", &cluster.url]);
+    let link: Value = serde_json::from_slice(&bench.output().unwrap().stdout).unwrap();
+    let layer = Duration::from_secs_f64(LAYER_BYTES / link["kv"]["bytes_per_s"].as_f64().unwrap());
+    let mut delays = Vec::new();
+    for number in 0..NUM_HAND_OVERS {
+        let mut prompt = format!("{number}: ");
+        prompt.extend(std::iter::repeat_n('a', HAND_OVER_TOKENS - 1 - prompt.len()));
+        let body = json!({"prompt": prompt, "max_tokens": 20, "temperature": 0, "stream": true});
+        let gaps = Client::connect(address).await.stream(&request("/v1/completions", &body)).await;
+        let mut steps = gaps[1..].to_vec();
+        steps.sort_unstable();
+        delays.push(gaps[0].saturating_sub(steps[steps.len() / 2]));
+    }
+    println!(
+        "hand-over by {carrier}, beside a step: {}; a layer of a chunk takes {:.2} ms",
+        told(delays),
+        layer.as_secs_f64() * 1e3
+    );
 }
 
 /// As many as the workers can do, then three times as many as that came to, whether or not they are done.

@@ -48,10 +48,23 @@ impl std::fmt::Debug for PrefixIdentity {
 impl PrefixSalt {
     /// Key of a full block, given its predecessor's key (`None` for the first).
     pub fn key(&self, parent: Option<PrefixKey>, tokens: &[TokenId; BLOCK_TOKENS]) -> PrefixKey {
-        let mut input = [0_u8; 16 + 4 * BLOCK_TOKENS];
+        // Ids of any vocabulary there is fit three bytes: then a block and its parent fill one block of BLAKE3 instead of beginning a second. What is
+        // longer is another input.
+        match tokens.iter().all(|token| *token < 1 << 24) {
+            true => self.hash::<3, { 16 + 3 * BLOCK_TOKENS }>(parent, tokens),
+            false => self.hash::<4, { 16 + 4 * BLOCK_TOKENS }>(parent, tokens),
+        }
+    }
+
+    fn hash<const TOKEN_BYTES: usize, const INPUT_BYTES: usize>(
+        &self,
+        parent: Option<PrefixKey>,
+        tokens: &[TokenId; BLOCK_TOKENS],
+    ) -> PrefixKey {
+        let mut input = [0_u8; INPUT_BYTES];
         input[..16].copy_from_slice(&parent.map_or(0, |key| key.0).to_le_bytes());
-        for (bytes, token) in input[16..].chunks_exact_mut(4).zip(tokens) {
-            bytes.copy_from_slice(&token.to_le_bytes());
+        for (bytes, token) in input[16..].chunks_exact_mut(TOKEN_BYTES).zip(tokens) {
+            bytes.copy_from_slice(&token.to_le_bytes()[..TOKEN_BYTES]);
         }
         let mut key = [0_u8; 16];
         key.copy_from_slice(&blake3::keyed_hash(&self.0, &input).as_bytes()[..16]);
@@ -99,5 +112,25 @@ impl Hasher for PrefixKeyHasher {
 
     fn finish(&self) -> u64 {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_differ_where_a_token_or_what_came_before_does_however_large_ids_are() {
+        let salt = PrefixIdentity { secret: [7; 32], content: "a model".to_owned() }.salt(TenantId(1));
+        let mut keys = std::collections::BTreeSet::new();
+        let blocks = [0, 1, 1 << 23, (1 << 24) - 1, 1 << 24, (1 << 24) + 1, u32::MAX].map(|token| {
+            let mut block = [5; BLOCK_TOKENS];
+            block[15] = token;
+            block
+        });
+        for parent in [None, Some(PrefixKey(1)), Some(PrefixKey(1 << 127))] {
+            keys.extend(blocks.iter().map(|block| salt.key(parent, block)));
+        }
+        assert_eq!(keys.len(), 3 * blocks.len());
     }
 }

@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use relevo_wire::TokenId;
 
 use super::hugging_face::Folder;
 use super::mapped::MappedFile;
 use super::{
-    FormatError, GgufHeader, GgufVocabulary, StoredType, TensorEntry, TensorView, TokenizerSource, Value, WeightsError,
-    parse_safetensors,
+    FormatError, GgufHeader, GgufVocabulary, StoredType, TensorEntry, TensorView, TokenizerSource, Value,
+    WeightsDigest, WeightsError, parse_safetensors,
 };
 use crate::description::{DescriptionError, ModelDescription, Role, describe_config, describe_gguf};
 
@@ -25,6 +26,7 @@ pub struct ModelFiles {
     chat_template: Option<String>,
     end_of_generation_ids: Vec<TokenId>,
     metadata: Vec<(String, String)>,
+    pub(super) digest: OnceLock<WeightsDigest>,
 }
 
 /// A tensor as `relevo model inspect` lists it.
@@ -92,6 +94,7 @@ impl ModelFiles {
             chat_template,
             end_of_generation_ids,
             metadata: listing,
+            digest: OnceLock::new(),
         })
     }
 
@@ -118,6 +121,7 @@ impl ModelFiles {
             chat_template: folder.chat_template,
             end_of_generation_ids: folder.end_of_generation_ids,
             metadata,
+            digest: OnceLock::new(),
         })
     }
 
@@ -136,9 +140,17 @@ impl ModelFiles {
         let StoredType::Served(ty) = entry.ty else {
             return Err(WeightsError::TypeNotServed { name: name.to_owned(), found: entry.ty.name() });
         };
-        let bytes = self.files.get(*file).map(MappedFile::bytes).unwrap_or_default();
-        let data = bytes.get(entry.offset..).and_then(|rest| rest.get(..entry.byte_len)).ok_or_else(no_such)?;
+        let data = self.bytes_of(*file, entry).ok_or_else(no_such)?;
         Ok(TensorView { name: &entry.name, ty, shape: &entry.shape, data })
+    }
+
+    fn bytes_of(&self, file: usize, entry: &TensorEntry) -> Option<&[u8]> {
+        self.files.get(file)?.bytes().get(entry.offset..)?.get(..entry.byte_len)
+    }
+
+    /// All tensors as they lie, of whatever type.
+    pub(super) fn tensors_with_bytes(&self) -> impl Iterator<Item = (&TensorEntry, &[u8])> {
+        self.tensors.iter().filter_map(|(file, entry)| Some((entry, self.bytes_of(*file, entry)?)))
     }
 
     /// The tensor that plays `role`; `None` if the model has no such part.

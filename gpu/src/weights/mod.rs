@@ -5,6 +5,7 @@
 
 mod bytes;
 mod dequantize;
+mod digest;
 mod end_of_generation;
 mod error;
 mod files;
@@ -17,6 +18,7 @@ mod tensor;
 mod vocabulary;
 
 pub use dequantize::{DequantizeError, dequantize};
+pub use digest::WeightsDigest;
 pub use error::{FormatError, WeightsError};
 pub use files::{ModelFiles, TensorInfo};
 pub use gguf::GgufHeader;

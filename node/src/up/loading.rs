@@ -131,8 +131,8 @@ pub(super) fn model_facts(config: &Config, source: &Source) -> ModelFacts {
     match source {
         Source::Files(files) => {
             let (numerics, description) = (config.model.numerics, files.description());
-            let layout = description.kv_layout(numerics);
-            ModelFacts { content: format!("{} {numerics:?} {layout:?}", description.name), layout }
+            let (layout, digest) = (description.kv_layout(numerics), files.digest());
+            ModelFacts { content: format!("{} {digest} {numerics:?} {layout:?}", description.name), layout }
         }
         Source::Scripts(scripts) => {
             let script = &scripts.of_device(0).script;
