@@ -1,6 +1,7 @@
 //! The links for KV blocks to devices of other nodes, and the sink for those that come from there.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -259,13 +260,19 @@ impl RemoteLinks {
 pub(crate) struct PeerSink {
     directory: Arc<Directory>,
     node: NodeId,
+    /// That it pushes into leases of others is said once for a connection, and counted for each frame: the log is not the peer's to fill.
+    has_trespassed: AtomicBool,
 }
 
 impl PeerSink {
     /// For this peer; none if its certificate does not let it prefill.
     pub(crate) fn of(directory: &Arc<Directory>, peer: &PeerIdentity) -> Option<Self> {
         let node = NodeId::of_name(peer.name.as_str());
-        peer.roles.contains(Role::Prefill).then(|| Self { directory: Arc::clone(directory), node })
+        peer.roles.contains(Role::Prefill).then(|| Self {
+            directory: Arc::clone(directory),
+            node,
+            has_trespassed: AtomicBool::new(false),
+        })
     }
 }
 
@@ -284,7 +291,10 @@ impl FrameSink for PeerSink {
             return landing.admit(header);
         }
         metrics::counter!("relevo_messages_refused_total", "reason" => "foreign_lease").increment(1);
-        tracing::warn!(peer = %self.node, sequence = %header.sequence(), "a peer pushes into a lease that is not its own");
+        if !self.has_trespassed.swap(true, Ordering::Relaxed) {
+            let sequence = header.sequence();
+            tracing::warn!(peer = %self.node, %sequence, "a peer pushes into a lease that is not its own");
+        }
         Err(Refusal::Mismatch)
     }
 }

@@ -6,7 +6,8 @@
 //! **Invariants**
 //! * A link is whole or it is over: a message that is not acknowledged in time, a frame that breaks the rules, half a second of silence end it, and
 //!   both sides then let go of everything that they did for each other. So nothing waits for an answer that was lost.
-//! * Who a peer is stands in its certificate; each message carries a secret of its connection, so that no peer can use another's facade.
+//! * Who a peer is stands in its certificate; each message carries a secret of its connection, so that no peer can use another's facade, and
+//!   [`own_words`] lets none take another's name or join another's group.
 //! * Every queue here has a bound; who is slower than it is cut off.
 
 mod facade;
@@ -14,6 +15,7 @@ mod hello;
 mod inbound;
 mod mesh;
 mod network;
+mod own_words;
 mod peer_link;
 mod permission;
 mod remote_ref;

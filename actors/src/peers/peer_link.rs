@@ -20,6 +20,7 @@ use super::facade::{FacadeActor, FacadeArguments, FacadeMessage};
 use super::hello::{self, Greeted, HelloError, own_beat};
 use super::mesh::MeshMessage;
 use super::network::Network;
+use super::own_words::{OwnWords, group_prefix};
 use super::permission::Sender;
 use super::remote_ref::RemoteRef;
 use super::session::{LinkStream, Sessions};
@@ -306,7 +307,7 @@ impl PeerLinkState {
             connection.close("no secret");
             return Ok(());
         };
-        let group = |whose: &Name| format!("relevo/{whose}/{:032x}", group_number(&group));
+        let group = |whose: &Name| format!("{}{:032x}", group_prefix(whose), group_number(&group));
         let theirs = group(&peer);
         self.num_links += 1;
         let (failed, failures) = mpsc::channel(1);
@@ -322,6 +323,7 @@ impl PeerLinkState {
         };
         let (facade, _) = Actor::spawn_linked(None, FacadeActor, arguments, self.myself.get_cell()).await?;
         pg::monitor(theirs.clone(), self.myself.get_cell());
+        let own_words = OwnWords { peer: peer.clone(), incarnation: hello.incarnation, failed: failed.clone() };
         let now = clock::now();
         let mut link = Link {
             id: self.num_links,
@@ -342,7 +344,7 @@ impl PeerLinkState {
         self.watch(&mut link, failures);
         self.link = Some(link);
         self.redial = REDIAL.0;
-        let stream = LinkStream { reader, writer, peer: peer.to_string() };
+        let stream = LinkStream { reader, writer, own: own_words };
         if let Err(error) = self.arguments.sessions.begin(stream, connection.is_dialler()).await {
             self.take_down(&error.to_string()).await;
         } else {

@@ -13,9 +13,13 @@ use relevo_transport::{MessageReader, MessageWriter};
 use relevo_wire::MAX_CONTROL_BYTES;
 
 use super::network::Network;
+use super::own_words::{HOST, Heard, OwnWords, session_name};
 
 /// Room in a frame for what `ractor_cluster` puts around a message.
 const FRAME_OVERHEAD: u64 = 64 << 10;
+
+/// Longest frame.
+const MAX_FRAME_BYTES: u64 = MAX_CONTROL_BYTES as u64 + FRAME_OVERHEAD;
 
 /// The sessions' actor: a child of whoever starts it.
 #[derive(Clone)]
@@ -29,10 +33,10 @@ impl Sessions {
             // A string takes all that is written to it.
             let _ = write!(cookie, "{byte:02x}");
         }
-        let name = format!("{}.{:016x}", network.name, network.incarnation);
-        let server = NodeServer::new(0, cookie, name, "relevo".to_owned(), None, Some(NodeConnectionMode::Isolated))
+        let name = session_name(&network.name, network.incarnation);
+        let server = NodeServer::new(0, cookie, name, HOST.to_owned(), None, Some(NodeConnectionMode::Isolated))
             .with_listen_addr(IpAddr::V4(Ipv4Addr::LOCALHOST))
-            .with_max_inbound_frame_size(MAX_CONTROL_BYTES as u64 + FRAME_OVERHEAD);
+            .with_max_inbound_frame_size(MAX_FRAME_BYTES);
         let (server, _) = Actor::spawn_linked(None, server, (), parent).await?;
         Ok(Self(server))
     }
@@ -61,15 +65,16 @@ pub(super) enum SessionError {
 pub(super) struct LinkStream {
     pub(super) reader: MessageReader,
     pub(super) writer: MessageWriter,
-    pub(super) peer: String,
+    pub(super) own: OwnWords,
 }
 
 impl ClusterBidiStream for LinkStream {
     fn split(self: Box<Self>) -> (BoxRead, BoxWrite) {
-        (Box::new(self.reader.into_inner()), Box::new(self.writer.into_inner()))
+        let Self { reader, writer, own } = *self;
+        (Box::new(Heard::new(reader.into_inner(), own, MAX_FRAME_BYTES)), Box::new(writer.into_inner()))
     }
 
     fn peer_label(&self) -> Option<String> {
-        Some(self.peer.clone())
+        Some(self.own.peer.to_string())
     }
 }

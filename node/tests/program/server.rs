@@ -1,13 +1,17 @@
 //! A server of a test's own: the real binary on a free port.
 
+use std::io::Read;
 use std::path::Path;
 use std::process::Child;
+use std::thread::JoinHandle;
 
 use super::{Finished, finished, kill, relevo, wait_for_line};
 
 /// A running `relevo up`. It is killed if the test fails before it is stopped.
 pub struct Server {
     child: Option<Child>,
+    /// Read from the first byte on: a server whose log nobody reads would wait for room in the pipe.
+    log: Option<JoinHandle<String>>,
     pub url: String,
 }
 
@@ -25,11 +29,17 @@ impl Server {
 
     fn of(command: &mut std::process::Command) -> Self {
         let mut child = command.spawn().expect("the binary starts");
+        let mut stderr = child.stderr.take().expect("stderr is piped");
+        let log = std::thread::spawn(move || {
+            let mut text = String::new();
+            stderr.read_to_string(&mut text).expect("the log is UTF-8");
+            text
+        });
         let line = wait_for_line(child.stdout.take().expect("stdout is piped"), |line| line.contains("API "));
         let word =
             line.split_whitespace().find(|word| word.starts_with("http://")).expect("the screen names the address");
         let url = word.trim_end_matches("/v1").to_owned();
-        Self { child: Some(child), url }
+        Self { child: Some(child), log: Some(log), url }
     }
 
     pub fn pid(&self) -> u32 {
@@ -37,14 +47,16 @@ impl Server {
     }
 
     /// Sends a signal and waits for the end.
-    pub fn stop(mut self, signal: &str) -> Finished {
+    pub fn stop(self, signal: &str) -> Finished {
         kill(self.pid(), signal);
-        finished(self.child.take().expect("it runs"))
+        self.wait()
     }
 
     /// Waits for the end.
     pub fn wait(mut self) -> Finished {
-        finished(self.child.take().expect("it runs"))
+        let end = finished(self.child.take().expect("it runs"));
+        let log = self.log.take().expect("it is read");
+        Finished { stderr: log.join().expect("the log is read"), ..end }
     }
 
     /// Memory of its own in KiB: pages of mapped files, which the system takes back as it likes, do not count.

@@ -60,7 +60,7 @@ async fn a_peer_writes_by_shared_memory_into_its_own_leases_only() {
     let (served, mut tasks) = (listener.clone(), JoinSet::new());
     let sink_of = move |peer: &str| {
         let (directory, node) = (Arc::clone(&directory), NodeId::of_name(peer));
-        Some(Arc::new(PeerSink { directory, node }))
+        Some(Arc::new(PeerSink { directory, node, has_trespassed: AtomicBool::new(false) }))
     };
     tasks.spawn(async move { served.serve(sink_of).await });
     let theirs = KvPool::shareable(LAYOUT, 2).unwrap();
