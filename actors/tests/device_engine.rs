@@ -15,8 +15,9 @@ use relevo_actors::device::{
     TokenBatch, start_engine,
 };
 use relevo_actors::traces::Traces;
-use relevo_gpu::model::{Fault, ScriptedModel, StepModel};
-use relevo_wire::{DeviceId, Epoch, GenerateRequest, LayerIndex, LeaseId, StreamEvent, TokenId};
+use relevo_gpu::compute::{ComputeError, RowOutput, StepPlan};
+use relevo_gpu::model::{Fault, KvMemory, Progress, ScriptedModel, StepModel};
+use relevo_wire::{DeviceId, Epoch, GenerateRequest, KvLayout, LayerIndex, LeaseId, StreamEvent, TokenId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Nothing here takes longer, however busy the machine is.
@@ -211,4 +212,77 @@ async fn blocks_stay_pinned_while_their_bytes_live() {
     patiently(hands.stats.wait_for(|stats| stats.kv_blocks.active == 3)).await.unwrap();
     drop(slice);
     patiently(hands.stats.wait_for(|stats| stats.kv_blocks.active == 0)).await.unwrap();
+}
+
+/// A model whose every layer but the first waits until it is let through.
+struct Gated {
+    inner: Box<dyn StepModel>,
+    gate: std::sync::mpsc::Receiver<()>,
+    num_layers_done: usize,
+}
+
+impl StepModel for Gated {
+    fn kv_layout(&self) -> KvLayout {
+        self.inner.kv_layout()
+    }
+
+    fn max_rows(&self) -> usize {
+        self.inner.max_rows()
+    }
+
+    fn max_outputs(&self) -> usize {
+        self.inner.max_outputs()
+    }
+
+    fn max_context(&self) -> usize {
+        self.inner.max_context()
+    }
+
+    fn kv_memory(&self) -> Arc<dyn KvMemory> {
+        self.inner.kv_memory()
+    }
+
+    fn begin_step(&mut self, plan: &StepPlan<'_>) -> Result<(), ComputeError> {
+        self.inner.begin_step(plan)
+    }
+
+    fn advance(&mut self) -> Result<Progress, ComputeError> {
+        if self.num_layers_done > 0 {
+            self.gate.recv_timeout(PATIENCE).map_err(|error| ComputeError::Device(error.to_string()))?;
+        }
+        self.num_layers_done += 1;
+        self.inner.advance()
+    }
+
+    fn finish_step(&mut self) -> Result<Vec<RowOutput>, ComputeError> {
+        self.inner.finish_step()
+    }
+
+    fn abandon_step(&mut self) {
+        self.inner.abandon_step();
+    }
+
+    fn reset(&mut self) -> Result<(), ComputeError> {
+        self.inner.reset()
+    }
+}
+
+#[tokio::test]
+async fn a_layer_leaves_while_the_next_one_is_computed() {
+    let (open, gate) = std::sync::mpsc::channel();
+    let mut hands = start(Box::new(Gated { inner: scripted(), gate, num_layers_done: 0 }), 0, 64);
+    let request = request(1, &prompt(1, 20), 9);
+    hands.prefill(&request, Destination::Remote);
+    assert!(matches!(hands.event().await, DeviceEvent::LeaseWanted { .. }));
+    let lease = GrantedLease { lease: LeaseId(4), epoch: Epoch(2), blocks: Vec::new(), num_present: 0 };
+    hands.order(DeviceCommand::UseLease { sequence: request.sequence, lease });
+    for expected in 0..2 {
+        // The step waits at its next layer, or for its end.
+        match hands.event().await {
+            DeviceEvent::LayerReady { layer: LayerIndex(layer), .. } => assert_eq!(layer, expected),
+            other => panic!("{other:?}"),
+        }
+        open.send(()).unwrap();
+    }
+    assert!(matches!(hands.event().await, DeviceEvent::PrefillFinished { .. }));
 }

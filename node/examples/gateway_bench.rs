@@ -1,7 +1,7 @@
 //! What the gateway costs, against scripted devices in processes of their own: requests a second, its processor time for a request and for a streamed
 //! token, the pauses between tokens beside those of a bare SSE server on hyper, what becomes of three times the load that the workers bear, and how soon
 //! after its prompt's last layer a sequence decodes elsewhere.
-//! `make bench-gateway` builds both and runs this.
+//! `make bench-gateway` builds both and runs this; with the argument `hand-overs`, the last part alone.
 //!
 //! Client, gateway, prefill and decode share the machine's cores; the gateway's processor time is its process's own.
 
@@ -50,7 +50,7 @@ const OVERLOADED: Duration = Duration::from_secs(10);
 /// Streams whose hand-over is timed, the tokens of their prompts, and the time of each in microseconds.
 const NUM_HAND_OVERS: usize = 40;
 const HAND_OVER_TOKENS: usize = 1024;
-const PREFILL_TOKEN_US: usize = 100;
+const PREFILL_TOKEN_US: usize = 400;
 
 /// What a layer of a chunk of 512 tokens has: 32 blocks of 64 KiB.
 const LAYER_BYTES: f64 = 2_097_152.0;
@@ -64,10 +64,11 @@ const EVENT: &str = r#"{"id":"cmpl-0123456789abcdef0123456789abcdef","object":"t
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    if std::env::args().nth(1).is_some_and(|argument| argument == "echo") {
-        return runtime.block_on(echo());
+    match std::env::args().nth(1).as_deref() {
+        Some("echo") => runtime.block_on(echo()),
+        Some("hand-overs") => runtime.block_on(hand_overs(&World::new())),
+        _ => runtime.block_on(measure()),
     }
-    runtime.block_on(measure());
 }
 
 async fn measure() {
@@ -137,14 +138,18 @@ async fn measure() {
         overload(round, address).await;
     }
     drop(cluster);
+    hand_overs(&world).await;
+}
+
+async fn hand_overs(world: &World) {
     for carrier in ["quic", "shm"] {
-        hand_overs(&world, carrier).await;
+        hand_overs_by(world, carrier).await;
     }
 }
 
 /// The first token comes when the prompt's last layer is computed, the second a step after decode has all blocks; the steps after it take as long as
 /// that one. So what the first pause is longer than the others is the hand-over.
-async fn hand_overs(world: &World, carrier: &str) {
+async fn hand_overs_by(world: &World, carrier: &str) {
     let blocks = "num_layers = 32\nkey_dim = 1024\nvalue_dim = 1024\nelement = \"f16\"\n";
     let times = format!("fixed_us = 5000\nprefill_token_us = {PREFILL_TOKEN_US}\n");
     std::fs::write(world.script(), format!("tokens = \"echo\"\n{blocks}{times}")).unwrap();

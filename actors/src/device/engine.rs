@@ -209,6 +209,8 @@ impl Engine {
         while let Progress::LayerDone(layer) = self.model.advance()? {
             self.progress.fetch_add(1, Ordering::Relaxed);
             self.tell_core(CoreEvent::LayerDone(layer))?;
+            // Blocks that are final travel while the next layer is computed.
+            self.outbox.flush(&self.tokens, &self.events);
         }
         let outputs = self.model.finish_step()?;
         times.computed();
