@@ -190,6 +190,7 @@ fn cycles(num_tokens: u32) {
         max_prefilling: 32,
         disaggregate: Disaggregate::Auto,
         local_prefill_below_tokens: LOCAL_PREFILL_BELOW_TOKENS,
+        slow_factor: 0,
     };
     let mut core = RouterCore::new(limits, HintKeyer::new([7; 32]));
     let mut effects = Vec::new();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{ActorRef, RpcReplyPort};
-use relevo_wire::{ControlMessage, ControlReply, MAX_CONTROL_BYTES};
+use relevo_wire::{ControlMessage, ControlReply, MAX_CONTROL_BYTES, ToPrefill, TokenId};
 use rkyv::rancor::Error as RkyvError;
 use rkyv::util::AlignedVec;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -107,7 +107,9 @@ impl RemoteRef {
     }
 
     fn seal(&self, message: &ControlMessage) -> Option<Vec<u8>> {
-        let sealed = rkyv::api::high::to_bytes_in::<_, RkyvError>(message, self.secret.to_vec());
+        let mut bytes = Vec::with_capacity(SECRET_BYTES + about_bytes(message));
+        bytes.extend_from_slice(&self.secret);
+        let sealed = rkyv::api::high::to_bytes_in::<_, RkyvError>(message, bytes);
         match sealed {
             Ok(sealed) if sealed.len() <= MAX_CONTROL_BYTES => Some(sealed),
             Ok(sealed) => {
@@ -124,6 +126,15 @@ impl RemoteRef {
     fn fail(&self, reason: &str) {
         // A full channel holds an earlier reason.
         let _ = self.failed.try_send(reason.to_owned());
+    }
+}
+
+/// A long prompt is most of a message, and a buffer that grows to its length copies it again and again.
+fn about_bytes(message: &ControlMessage) -> usize {
+    const REST: usize = 1 << 10;
+    match message {
+        ControlMessage::Prefill(_, ToPrefill::Admit(request, _)) => REST + size_of::<TokenId>() * request.num_tokens(),
+        _ => REST,
     }
 }
 

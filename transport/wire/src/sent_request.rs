@@ -47,6 +47,11 @@ struct SentSampling {
 }
 
 impl SentRequest {
+    /// Tokens that it carries: those of its prompt, and those that were generated before.
+    pub fn num_tokens(&self) -> usize {
+        self.prompt.len() + self.generated.len()
+    }
+
     /// As it leaves now. `trace`: the one that it came with.
     pub fn new(request: &GenerateRequest, now: Instant64, trace: Option<TraceContext>) -> Self {
         let sampling = &request.sampling;
