@@ -269,7 +269,7 @@ impl StepModel for Gated {
 
 #[tokio::test]
 async fn a_layer_leaves_while_the_next_one_is_computed() {
-    let (open, gate) = std::sync::mpsc::channel();
+    let (open, gate) = std::sync::mpsc::sync_channel(2);
     let mut hands = start(Box::new(Gated { inner: scripted(), gate, num_layers_done: 0 }), 0, 64);
     let request = request(1, &prompt(1, 20), 9);
     hands.prefill(&request, Destination::Remote);

@@ -6,6 +6,7 @@
 mod program;
 
 use std::sync::mpsc;
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 use program::local_cluster::{
@@ -71,13 +72,16 @@ fn an_engine_that_hangs_under_a_live_process_is_replaced_while_its_stream_goes_o
     assert!(cluster.stop("TERM").status.success());
 }
 
+/// A stream that is being read, and its tokens.
+type Asked<'scope> = ScopedJoinHandle<'scope, Vec<String>>;
+
 /// It runs for a tenth of the time, as on a machine that does something else: it beats, and its tokens come at a fraction of their pace.
 #[test]
 fn streams_leave_a_worker_that_is_far_slower_than_its_peer() {
     let world = World::new();
     // Who shares a prefix is decoded where it is.
     let bodies: Vec<_> = (0..4).map(|number| body(&format!("{number} is {}", prompt()), 800)).collect();
-    let streams_of = |url: &str, act: &dyn Fn(&[std::thread::ScopedJoinHandle<'_, Vec<String>>])| {
+    let streams_of = |url: &str, act: &dyn Fn(&[Asked<'_>])| {
         std::thread::scope(|scope| {
             let asked = bodies.iter().map(|body| scope.spawn(|| stream(url, body, usize::MAX, || {})));
             let asked: Vec<_> = asked.collect();
@@ -97,7 +101,7 @@ fn streams_leave_a_worker_that_is_far_slower_than_its_peer() {
         });
         let slow = busy_decoder(url);
         let slow_pid = pid(url, &slow);
-        let (end, ended) = mpsc::channel::<()>();
+        let (end, ended) = mpsc::sync_channel::<()>(1);
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 let over =
